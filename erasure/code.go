@@ -197,35 +197,27 @@ func (c *Code) Salt(columns [][]byte) ([32]byte, error) {
 	return salt, nil
 }
 
-// Build returns the n bodies of a stripe, column and coded bytes each.
-// columns come from NewColumns; len(data) <= g.DataBytes(). Bytes after the
-// data come from pad, because zeros there would show nodes how full the stripe
-// is. g must have the code's K and M.
+// Build returns the n bodies of a stripe, column and coded bytes each. columns
+// come from NewColumns; len(data) is k times one of ShardSizes. Every byte of
+// data reaches nodes as it is: fill what no slice covers with random bytes,
+// because zeros would show how full the stripe is.
 //
-// dst may be the result of an earlier Build whose bodies are no longer used;
-// they are reused where they are large enough, else new ones are allocated.
-// The bodies belong to the caller; data and columns are copied.
-func (c *Code) Build(dst [][]byte, g Geometry, columns [][]byte, data []byte, pad io.Reader) ([][]byte, error) {
-	if err := c.checkBuild(g, columns, data); err != nil {
-		return nil, err
+// dst may be the result of an earlier Build whose bodies are no longer used:
+// they are written over where they are large enough, else new ones are
+// allocated. The bodies belong to the caller; data and columns are copied.
+func (c *Code) Build(dst [][]byte, columns [][]byte, data []byte) ([][]byte, error) {
+	if err := c.checkBuild(columns, data); err != nil {
+		return nil, fmt.Errorf("erasure: build %d+%d: %w", c.k, c.m, err)
 	}
-	bodies := reuseBodies(dst, g)
+	shardBytes := len(data) / c.k
+	bodies := reuseBodies(dst, c.k+c.m, ColumnBytes+shardBytes)
+	coded := make([][]byte, len(bodies))
 	for i, body := range bodies {
 		copy(body, columns[i])
-	}
-	coded := make([][]byte, g.N())
-	for i, body := range bodies {
 		coded[i] = body[ColumnBytes:]
 	}
-	for i := range g.K {
-		n := copy(coded[i], data)
-		data = data[n:]
-		if n == g.ShardBytes {
-			continue
-		}
-		if _, err := io.ReadFull(pad, coded[i][n:]); err != nil {
-			return nil, fmt.Errorf("erasure: pad stripe: %w", err)
-		}
+	for i := range c.k {
+		copy(coded[i], data[i*shardBytes:])
 	}
 	if err := c.Encode(coded); err != nil {
 		return nil, err
@@ -233,44 +225,33 @@ func (c *Code) Build(dst [][]byte, g Geometry, columns [][]byte, data []byte, pa
 	return bodies, nil
 }
 
-func (c *Code) checkBuild(g Geometry, columns [][]byte, data []byte) error {
-	if err := g.Validate(); err != nil {
-		return fmt.Errorf("erasure: build: %w", err)
-	}
+func (c *Code) checkBuild(columns [][]byte, data []byte) error {
 	var violations []string
-	if g.K != c.k || g.M != c.m {
-		violations = append(violations, fmt.Sprintf("geometry %s with a code of %d+%d", g, c.k, c.m))
-	}
 	if len(columns) != c.k+c.m {
 		violations = append(violations, fmt.Sprintf("%d columns for %d shards", len(columns), c.k+c.m))
 	}
 	for i, column := range columns {
 		if len(column) != ColumnBytes {
-			violations = append(violations, fmt.Sprintf("column %d has %d bytes", i, len(column)))
+			violations = append(violations, fmt.Sprintf("column %d has %d bytes, not %d", i, len(column), ColumnBytes))
 		}
 	}
-	if err := invalid("arguments", violations); err != nil {
-		return fmt.Errorf("erasure: build: %w", err)
+	if len(data)%c.k != 0 {
+		violations = append(violations, fmt.Sprintf("%d bytes of data do not fill %d equal shards", len(data), c.k))
+	} else {
+		violations = append(violations, shardViolations(len(data)/c.k)...)
 	}
-	if len(data) > g.DataBytes() {
-		return fmt.Errorf("erasure: build: %w: %d bytes for %s", ErrTooLarge, len(data), g)
-	}
-	return nil
+	return invalid("arguments", violations)
 }
 
-func reuseBodies(dst [][]byte, g Geometry) [][]byte {
-	usable := 0
+func reuseBodies(dst [][]byte, n, bodyBytes int) [][]byte {
+	bodies := make([][]byte, 0, n)
 	for _, body := range dst {
-		if cap(body) >= g.BodyBytes() {
-			usable++
+		if cap(body) >= bodyBytes && len(bodies) < n {
+			bodies = append(bodies, body[:bodyBytes])
 		}
 	}
-	if usable < g.N() || usable < len(dst) {
-		return reedsolomon.AllocAligned(g.N(), g.BodyBytes())
-	}
-	bodies := make([][]byte, g.N())
-	for i := range bodies {
-		bodies[i] = dst[i][:g.BodyBytes()]
+	if len(bodies) < n {
+		bodies = append(bodies, reedsolomon.AllocAligned(n-len(bodies), bodyBytes)...)
 	}
 	return bodies
 }

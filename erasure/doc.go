@@ -11,12 +11,12 @@
 //
 // A stripe is written so:
 //
-//	g, mirrored, err := policy.Geometry(liveNodes, len(sealed))
-//	code, err := codes.Get(g.K, g.M)            // codes is an erasure.Codes of the caller
+//	g, mirrored, err := policy.Geometry(liveNodes, sealedBytes)
+//	code, err := codes.Get(g.K, g.M) // codes is an erasure.Codes of the caller
 //	columns, salt, err := code.NewColumns(rand.Reader)
-//	sealed = seal(salt, ...)                    // not this package
-//	bodies, err := code.Build(nil, g, columns, sealed, rand.Reader)
-//	root := erasure.Root(bodies[i])             // goes into the stripe's manifest
+//	data := seal(salt, g.DataBytes(), ...) // not this package
+//	bodies, err := code.Build(nil, columns, data)
+//	root := erasure.Root(bodies[i]) // goes into the stripe's manifest
 //
 // and read so, from any k shards:
 //

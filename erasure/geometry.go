@@ -43,8 +43,6 @@ var (
 	ErrTooFewNodes = errors.New("too few live nodes")
 	// ErrTooFewShards means that fewer than k shards or columns are present.
 	ErrTooFewShards = errors.New("too few shards")
-	// ErrTooLarge means that data does not fit one stripe.
-	ErrTooLarge = errors.New("data larger than a stripe")
 	// ErrCorrupt means that bytes do not match the root they are claimed for.
 	ErrCorrupt = errors.New("corrupt shard")
 )
@@ -95,11 +93,13 @@ func countViolations(k, m int) []string {
 	return violations
 }
 
+func isShardSize(n int) bool { return slices.Contains(ShardSizes(), n) }
+
 func shardViolations(shardBytes int) []string {
-	sizes := ShardSizes()
-	if slices.Contains(sizes, shardBytes) {
+	if isShardSize(shardBytes) {
 		return nil
 	}
+	sizes := ShardSizes()
 	names := make([]string, len(sizes))
 	for i, size := range sizes {
 		names[i] = formatBytes(size)

@@ -202,52 +202,27 @@ func (p Policy) String() string {
 	return text
 }
 
-// Full returns the geometry of full stripes in a pool of liveNodes admitted
-// nodes not declared dead, and whether their shards are mirrored.
+// Geometry returns the smallest geometry that holds dataBytes sealed bytes in
+// a pool of liveNodes admitted nodes not declared dead, and whether its shards
+// are mirrored. Where no stripe of the policy holds so much, it is the full
+// geometry: math.MaxInt asks for that one.
 //
-// Where the pool is smaller than n, first K is lowered (to 2 where the policy
-// has more), then M to 1, then, except in auto, K to 1. With mirror=on a
-// stripe needs 2n nodes. ErrTooFewNodes says that nothing fits.
-func (p Policy) Full(liveNodes int) (g Geometry, mirrored bool, err error) {
+// A smaller stripe lowers the shard size first, then K, to 2 where the policy
+// has more (rs-size lowers K before the shard size). Where the pool is smaller
+// than n, K is lowered to 2, then M to 1, then, except in auto, K to 1; with
+// mirror=on a stripe needs 2n nodes. ErrTooFewNodes says that nothing fits,
+// ErrInvalid that the policy breaks a rule.
+func (p Policy) Geometry(liveNodes, dataBytes int) (g Geometry, mirrored bool, err error) {
 	p.EnsureDefaults()
 	if err := p.Validate(); err != nil {
 		return Geometry{}, false, fmt.Errorf("erasure: geometry: %w", err)
 	}
-	k, m := p.K, p.M
-	if k == 0 {
-		k, m = autoCounts(liveNodes, p.Mirror)
-	}
-	mirrored = p.Mirror == MirrorOn || p.Mirror == MirrorAuto && liveNodes >= 2*(k+m)+2
-	room := liveNodes
-	if p.Mirror == MirrorOn {
-		room = liveNodes / 2
-	}
-	k = max(min(k, room-m), min(k, 2))
-	m = max(min(m, room-k), 1)
-	if p.Mode != ModeAuto {
-		k = max(min(k, room-m), 1)
-	}
-	if k+m > room {
-		return Geometry{}, false, fmt.Errorf("erasure: geometry: %w: policy %s needs at least %d, %d live",
-			ErrTooFewNodes, p, (k+m)*max(1, liveNodes/max(room, 1)), liveNodes)
-	}
-	return Geometry{K: k, M: m, ShardBytes: p.ShardBytes}, mirrored, nil
-}
-
-// Geometry returns the smallest geometry for a stripe of dataBytes sealed
-// bytes: first the shard size is lowered, then K, to 2 where the policy has
-// more (in rs-size first K, then the shard size). Pool size and mirrors count
-// as in Full. ErrTooLarge says that dataBytes is more than a full stripe.
-func (p Policy) Geometry(liveNodes, dataBytes int) (g Geometry, mirrored bool, err error) {
-	p.EnsureDefaults()
-	g, mirrored, err = p.Full(liveNodes)
+	g, mirrored, err = p.full(liveNodes)
 	if err != nil {
-		return g, mirrored, err
+		return Geometry{}, false, fmt.Errorf("erasure: geometry: %w", err)
 	}
-	if dataBytes < 0 || dataBytes > g.DataBytes() {
-		return Geometry{}, false, fmt.Errorf("erasure: geometry: %w: %d bytes for %s", ErrTooLarge, dataBytes, g)
-	}
-	kMin := min(g.K, 2)
+	dataBytes = max(0, min(dataBytes, g.DataBytes()))
+	kMin := min(g.K, kMinThreshold)
 	kForSize := g.K // the K for which the shard size is chosen
 	if p.Mode == ModeRSSize {
 		kForSize = kMin
@@ -260,6 +235,32 @@ func (p Policy) Geometry(liveNodes, dataBytes int) (g Geometry, mirrored bool, e
 	}
 	g.K = max(kMin, (dataBytes+g.ShardBytes-1)/g.ShardBytes)
 	return g, mirrored, nil
+}
+
+// kMinThreshold is the least K at which a single shard does not give the salt.
+const kMinThreshold = 2
+
+// full returns the geometry of full stripes.
+func (p Policy) full(liveNodes int) (g Geometry, mirrored bool, err error) {
+	k, m := p.K, p.M
+	if k == 0 {
+		k, m = autoCounts(liveNodes, p.Mirror)
+	}
+	mirrored = p.Mirror == MirrorOn || p.Mirror == MirrorAuto && liveNodes >= 2*(k+m)+2
+	copies := 1
+	if p.Mirror == MirrorOn {
+		copies = 2
+	}
+	room := liveNodes / copies
+	k = max(min(k, room-m), min(k, kMinThreshold))
+	m = max(min(m, room-k), 1)
+	if p.Mode != ModeAuto {
+		k = max(min(k, room-m), 1)
+	}
+	if k+m > room {
+		return Geometry{}, false, fmt.Errorf("%w: policy %s needs at least %d, %d live", ErrTooFewNodes, p, copies*(k+m), liveNodes)
+	}
+	return Geometry{K: k, M: m, ShardBytes: p.ShardBytes}, mirrored, nil
 }
 
 // Limits of auto.

@@ -28,8 +28,8 @@ func OutboardBytes(shardBytes int) int { return proofHeadBytes + treeBytes(shard
 // beside the shard to answer ranges without reading it whole. len(coded) must
 // be one of ShardSizes. The caller owns the result.
 func Outboard(coded []byte) ([]byte, error) {
-	if violations := shardViolations(len(coded)); violations != nil {
-		return nil, fmt.Errorf("erasure: outboard: %w", invalid("coded bytes", violations))
+	if err := invalid("coded bytes", shardViolations(len(coded))); err != nil {
+		return nil, fmt.Errorf("erasure: outboard: %w", err)
 	}
 	outboard := make([]byte, OutboardBytes(len(coded)))
 	root := hashSubtree(coded, 0, guts.FlagRoot, outboard[proofHeadBytes:])

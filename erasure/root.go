@@ -21,12 +21,12 @@ func CRC(body []byte) uint32 {
 func ColumnHash(column []byte) [32]byte { return blake3.Sum256(column) }
 
 // CodedRoot returns the BLAKE3 hash of a shard's coded bytes, which is the
-// root of its hash tree. len(coded) must be one of ShardSizes.
-func CodedRoot(coded []byte) ([32]byte, error) {
-	if violations := shardViolations(len(coded)); violations != nil {
-		return [32]byte{}, fmt.Errorf("erasure: root: %w", invalid("coded bytes", violations))
+// root of its hash tree.
+func CodedRoot(coded []byte) [32]byte {
+	if !isShardSize(len(coded)) {
+		return blake3.Sum256(coded) // the same hash, for lengths that no shard has
 	}
-	return cvBytes(hashSubtree(coded, 0, guts.FlagRoot, nil)), nil
+	return cvBytes(hashSubtree(coded, 0, guts.FlagRoot, nil))
 }
 
 // JoinRoot returns the root of a shard: BLAKE3(domain ‖ columnHash ‖
@@ -41,25 +41,15 @@ func JoinRoot(columnHash, codedRoot [32]byte) [32]byte {
 
 // Root returns the root of a body (column and coded bytes), the hash by which
 // a manifest names the shard.
-func Root(body []byte) ([32]byte, error) {
-	if len(body) < ColumnBytes {
-		return [32]byte{}, fmt.Errorf("erasure: root: %w: body of %d bytes", ErrInvalid, len(body))
-	}
-	codedRoot, err := CodedRoot(body[ColumnBytes:])
-	if err != nil {
-		return [32]byte{}, err
-	}
-	return JoinRoot(ColumnHash(body[:ColumnBytes]), codedRoot), nil
+func Root(body []byte) [32]byte {
+	split := min(ColumnBytes, len(body))
+	return JoinRoot(ColumnHash(body[:split]), CodedRoot(body[split:]))
 }
 
 // VerifyBody checks a whole body against its root, without a proof.
 func VerifyBody(root [32]byte, body []byte) error {
-	got, err := Root(body)
-	if err != nil {
-		return err
-	}
-	if got != root {
-		return fmt.Errorf("erasure: verify body: %w: it does not match the root", ErrCorrupt)
+	if Root(body) != root {
+		return fmt.Errorf("erasure: verify body: %w: %d bytes do not match the root", ErrCorrupt, len(body))
 	}
 	return nil
 }
@@ -67,12 +57,8 @@ func VerifyBody(root [32]byte, body []byte) error {
 // VerifyCoded checks all coded bytes of a shard against its root, without a
 // proof and without the column.
 func VerifyCoded(root, columnHash [32]byte, coded []byte) error {
-	codedRoot, err := CodedRoot(coded)
-	if err != nil {
-		return err
-	}
-	if JoinRoot(columnHash, codedRoot) != root {
-		return fmt.Errorf("erasure: verify coded bytes: %w: they do not match the root", ErrCorrupt)
+	if JoinRoot(columnHash, CodedRoot(coded)) != root {
+		return fmt.Errorf("erasure: verify coded bytes: %w: %d bytes do not match the root", ErrCorrupt, len(coded))
 	}
 	return nil
 }
