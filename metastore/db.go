@@ -1,0 +1,435 @@
+package metastore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+const (
+	blockCacheBytes  = 64 << 20
+	memTableBytes    = 16 << 20
+	openFilesMax     = 128
+	bloomBits        = 10
+	manifestBytesMax = 1 << 20
+
+	// Apply waits while more than this many bytes of memtables wait for their
+	// flush, or this many runs of tables for their compaction.
+	unflushedBytesMax = 4 * memTableBytes
+	sublevelsMax      = 40
+	// gateBytes is how much is applied between two looks at those figures.
+	gateBytes = 1 << 20
+
+	schemaVersion = 1
+)
+
+// Journal is what the metastore needs of the local segment store.
+type Journal interface {
+	// Sync returns when every record up to seq is on stable storage.
+	Sync(ctx context.Context, seq uint64) error
+}
+
+// Options of a metastore. Dir and Journal are required.
+type Options struct {
+	Dir     string   // made when missing
+	Key     [32]byte // the device's key; seals every file
+	Journal Journal  // whose records are applied
+	Logger  *slog.Logger
+}
+
+// EnsureDefaults fills what may be left out.
+func (o *Options) EnsureDefaults() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Validate reports every violation at once.
+func (o *Options) Validate() error {
+	var errs []error
+	if o.Dir == "" {
+		errs = append(errs, errors.New("metastore options: Dir is empty; name a directory"))
+	}
+	if o.Journal == nil {
+		errs = append(errs, errors.New("metastore options: Journal is nil; pass the local segment store"))
+	}
+	return errors.Join(errs...)
+}
+
+// DB is the tree at the newest applied record. Reads may run concurrently with
+// each other and with Apply; the caller runs one Apply at a time, in journal
+// order. No method may be called after Close.
+type DB struct {
+	reader
+	pebble   *pebble.DB
+	cache    *pebble.Cache
+	fs       *sealedFS
+	dir      string
+	logger   *slog.Logger
+	progress chan struct{} // one slot: a flush or compaction ended
+
+	// applying is the newest record that may be in Pebble's memory; it runs
+	// ahead of applied by at most one record. The write-ahead rule needs it.
+	applying atomic.Uint64
+	applied  atomic.Uint64
+	closed   atomic.Bool
+
+	applyMu    sync.Mutex // guards what follows; held by Apply
+	generation uint64
+	gateLeft   int // bytes to apply before the gate is looked at
+	key        []byte
+
+	anchorMu sync.Mutex // guards anchored and the anchor file
+	anchored uint64     // position in the anchor file
+}
+
+// Open opens the metastore in o.Dir, or makes an empty one. Replay the journal
+// from Applied before anything else. ErrCorrupt says that files were damaged,
+// are sealed with another key, or are older than they were; rebuild the
+// metastore then from the published log and the journal.
+func Open(o Options) (*DB, error) { return open(o, vfs.Default) }
+
+func open(o Options, inner vfs.FS) (*DB, error) {
+	o.EnsureDefaults()
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	db := &DB{
+		dir:      o.Dir,
+		logger:   o.Logger,
+		progress: make(chan struct{}, 1),
+		gateLeft: gateBytes,
+	}
+	var err error
+	if db.fs, err = newSealedFS(inner, o.Key, db.beforeSync(o.Journal)); err != nil {
+		return nil, fmt.Errorf("metastore: open: %w", err)
+	}
+	if err := inner.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("metastore: open: %w", err)
+	}
+	db.cache = pebble.NewCache(blockCacheBytes)
+	db.pebble, err = pebble.Open(o.Dir, db.pebbleOptions())
+	if err != nil {
+		db.cache.Unref()
+		return nil, wrapError("open", err)
+	}
+	db.reader = reader{src: db.pebble}
+	if err := db.load(); err != nil {
+		return nil, errors.Join(wrapError("open", err), db.close())
+	}
+	db.fs.state.park()
+	return db, nil
+}
+
+// load reads the position and checks that the state is not older than what
+// Flushed promised before.
+func (db *DB) load() error {
+	schema, err := db.number(keySchema)
+	if err != nil {
+		return err
+	}
+	if schema > schemaVersion {
+		return fmt.Errorf("layout version %d is newer than this program's %d: upgrade the program", schema, schemaVersion)
+	}
+	applied, err := db.number(keyApplied)
+	if err != nil {
+		return err
+	}
+	if db.generation, err = db.number(keyGeneration); err != nil {
+		return err
+	}
+	if db.anchored, err = readAnchor(db.fs, db.dir); err != nil {
+		return err
+	}
+	if applied < db.anchored {
+		return fmt.Errorf("state is at journal record %d but was flushed through %d: files are missing or were rolled back: %w",
+			applied, db.anchored, ErrCorrupt)
+	}
+	db.applying.Store(applied)
+	db.applied.Store(applied)
+	return nil
+}
+
+func (db *DB) pebbleOptions() *pebble.Options {
+	po := &pebble.Options{
+		FS:                 db.fs,
+		DisableWAL:         true,
+		FormatMajorVersion: pebble.FormatNewest,
+		Comparer:           comparer(),
+		Cache:              db.cache,
+		MemTableSize:       memTableBytes,
+		MaxOpenFiles:       openFilesMax,
+		// The limits of Pebble would stop Apply where nothing can wake it after
+		// a failed flush. They are out of reach: see gate.
+		MemTableStopWritesThreshold: 64,
+		L0StopWritesThreshold:       1000,
+		MaxManifestFileSize:         manifestBytesMax,
+		// One sync per table, at its end, as the sealed files expect.
+		BytesPerSync: math.MaxInt,
+		Logger:       pebbleLogger{logger: db.logger, fail: db.fs.state.fail},
+		EventListener: &pebble.EventListener{
+			BackgroundError: func(err error) {
+				// Called under Pebble's lock: only take note.
+				db.logger.Error("metastore: background write failed", "err", err)
+				db.wake()
+			},
+			DataCorruption: func(info pebble.DataCorruptionInfo) {
+				db.logger.Error("metastore: a table is corrupt; run fsck, then rebuild from the published log", "details", info)
+			},
+			FlushEnd:      func(pebble.FlushInfo) { db.wake() },
+			CompactionEnd: func(pebble.CompactionInfo) { db.wake() },
+		},
+	}
+	for i := range po.Levels {
+		po.Levels[i].FilterPolicy = bloom.FilterPolicy(bloomBits)
+		po.Levels[i].FilterType = pebble.TableFilter
+		po.Levels[i].BlockSize = 8 << 10
+	}
+	return po
+}
+
+// beforeSync returns the write-ahead rule: whatever a file may hold must be in
+// the journal on stable storage before the file is. It runs in Pebble's
+// goroutines without Pebble's lock.
+func (db *DB) beforeSync(journal Journal) func() error {
+	return func() error {
+		seq := db.applying.Load()
+		if seq == 0 {
+			return nil
+		}
+		if err := journal.Sync(context.Background(), seq); err != nil {
+			return fmt.Errorf("sync journal through record %d: %w", seq, err)
+		}
+		return nil
+	}
+}
+
+func (db *DB) wake() {
+	select {
+	case db.progress <- struct{}{}:
+	default:
+	}
+}
+
+// Apply applies a journal record and its sequence number in one atomic batch.
+// A record at or below Applied is skipped, so replay may start early. Tree
+// keys that it changes are listed under the current cut generation.
+//
+// ErrCorrupt: the record does not decode; nothing was applied. ErrFailed: an
+// earlier write to disk failed. Apply waits while flushes lag far behind.
+func (db *DB) Apply(seq uint64, record []byte) error {
+	db.applyMu.Lock()
+	defer db.applyMu.Unlock()
+	if db.closed.Load() {
+		return ErrClosed
+	}
+	if seq <= db.applied.Load() {
+		return nil
+	}
+	if err := db.gate(len(record)); err != nil {
+		return err
+	}
+	generation := db.generation
+	batch := db.pebble.NewBatchWithSize(4*len(record) + 256)
+	err := decodeRecord(record, func(lamport uint64, m mutation) error {
+		switch m.op {
+		case opPut:
+			if err := batch.Set(m.key, m.value, nil); err != nil {
+				return err
+			}
+			return db.touch(batch, seq, lamport, m.key)
+		case opDelete:
+			if err := batch.Delete(m.key, nil); err != nil {
+				return err
+			}
+			return db.touch(batch, seq, lamport, m.key)
+		case opSetGeneration:
+			generation = m.generation
+			return setNumber(batch, keyGeneration, generation)
+		default:
+			from := touchedKey(nil, m.generation, nil)
+			return batch.DeleteRange(from, successor(from), nil)
+		}
+	})
+	if err == nil {
+		err = setNumber(batch, keyApplied, seq)
+	}
+	if err == nil && db.applied.Load() == 0 {
+		err = setNumber(batch, keySchema, schemaVersion)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("metastore: apply record %d: %w", seq, err), batch.Close())
+	}
+	db.applying.Store(seq)
+	if err := batch.Commit(pebble.NoSync); err != nil {
+		db.fs.state.fail(err)
+		return fmt.Errorf("metastore: apply record %d: %w", seq, err)
+	}
+	db.generation = generation
+	db.applied.Store(seq)
+	return batch.Close()
+}
+
+// touch lists a tree key under the generation that is current before this
+// record.
+func (db *DB) touch(batch *pebble.Batch, seq, lamport uint64, key []byte) error {
+	if !IsTreeKey(key) {
+		return nil
+	}
+	if lamport == 0 {
+		lamport = seq
+	}
+	db.key = touchedKey(db.key[:0], db.generation, key)
+	var value [8]byte
+	binary.BigEndian.PutUint64(value[:], lamport)
+	return batch.Set(db.key, value[:], nil)
+}
+
+func setNumber(batch *pebble.Batch, key []byte, n uint64) error {
+	var value [8]byte
+	binary.BigEndian.PutUint64(value[:], n)
+	return batch.Set(key, value[:], nil)
+}
+
+// gate keeps what is not flushed yet bounded, and turns a failed write to disk
+// into an error instead of an endless wait.
+func (db *DB) gate(recordBytes int) error {
+	if err := db.Failed(); err != nil {
+		return err
+	}
+	if db.gateLeft -= recordBytes; db.gateLeft > 0 {
+		return nil
+	}
+	db.gateLeft = gateBytes
+	for {
+		m := db.pebble.Metrics()
+		if m.MemTable.Size <= unflushedBytesMax && m.Levels[0].Sublevels <= sublevelsMax {
+			return nil
+		}
+		select {
+		case <-db.progress:
+		case <-db.fs.state.failed:
+			return db.Failed()
+		}
+	}
+}
+
+// Failed returns nil, or an error that wraps ErrFailed after a write to disk
+// failed. It never becomes nil again.
+func (db *DB) Failed() error {
+	if err := db.fs.state.error(); err != nil {
+		return fmt.Errorf("metastore: %w", err)
+	}
+	return nil
+}
+
+// FailedC is closed when a write to disk fails.
+func (db *DB) FailedC() <-chan struct{} { return db.fs.state.failed }
+
+// Applied returns the sequence of the newest applied record.
+func (db *DB) Applied() uint64 { return db.applied.Load() }
+
+// Flushed returns a position that the state on disk has reached. It is
+// remembered on disk before it is returned: a later Open that finds an older
+// state fails with ErrCorrupt. So whatever records up to it no longer refer
+// to may be let go.
+func (db *DB) Flushed() uint64 {
+	db.anchorMu.Lock()
+	defer db.anchorMu.Unlock()
+	seq, err := db.durable()
+	if err == nil && seq > db.anchored {
+		if err = writeAnchor(db.fs.foreground(), db.dir, seq); err == nil {
+			db.anchored = seq
+		}
+	}
+	if err != nil {
+		db.logger.Error("metastore: cannot tell the flushed position; it stays", "position", db.anchored, "err", err)
+	}
+	return db.anchored
+}
+
+// durable reads the position from the tables that the synced manifest names.
+func (db *DB) durable() (seq uint64, err error) {
+	it, err := db.pebble.NewIter(&pebble.IterOptions{
+		LowerBound:                keyApplied,
+		UpperBound:                successor(keyApplied),
+		OnlyReadGuaranteedDurable: true,
+	})
+	if err != nil {
+		return 0, wrapError("flushed position", err)
+	}
+	if it.First() {
+		var value []byte
+		if value, err = it.ValueAndErr(); err == nil {
+			seq, err = decodeU64(value)
+		}
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return 0, wrapError("flushed position", err)
+	}
+	return seq, nil
+}
+
+// Flush writes what is applied to disk; afterwards Flushed returns at least
+// what Applied was.
+func (db *DB) Flush(ctx context.Context) error {
+	if err := db.Failed(); err != nil {
+		return err
+	}
+	done, err := db.pebble.AsyncFlush()
+	if err != nil {
+		return wrapError("flush", err)
+	}
+	select {
+	case <-done:
+		return nil
+	case <-db.fs.state.failed:
+		return db.Failed()
+	case <-ctx.Done():
+		return fmt.Errorf("metastore: flush: %w", ctx.Err())
+	}
+}
+
+// Snapshot returns the newest applied state. Call it under the lock that
+// orders Apply, so that its position is the caller's.
+func (db *DB) Snapshot() *Snapshot {
+	db.applyMu.Lock()
+	defer db.applyMu.Unlock()
+	s := db.pebble.NewSnapshot()
+	return &Snapshot{reader: reader{src: s}, snapshot: s, applied: db.applied.Load()}
+}
+
+// Bytes returns the size of the metastore on disk.
+func (db *DB) Bytes() uint64 { return db.pebble.Metrics().DiskSpaceUsage() }
+
+// Close flushes, so that the next start has little to replay, and closes. The
+// journal must still be open. Snapshots must be closed before.
+func (db *DB) Close() error {
+	if db.closed.Swap(true) {
+		return ErrClosed
+	}
+	// Waits for a running Apply.
+	db.applyMu.Lock()
+	defer db.applyMu.Unlock()
+	err := db.Flush(context.Background())
+	return errors.Join(err, db.close())
+}
+
+func (db *DB) close() error {
+	db.fs.state.release()
+	err := db.pebble.Close()
+	db.cache.Unref()
+	if err != nil {
+		return wrapError("close", err)
+	}
+	return nil
+}
