@@ -41,10 +41,15 @@ type Policy struct {
 const policyTextMax = 256
 
 // ParsePolicy reads MODE[:K+M][,mirror=auto|on|off][,shard=SIZE]. "4+2" alone
-// means rs-ratio:4+2; SIZE is as in "64KiB". What is left out takes the
-// default of EnsureDefaults. The error lists every violation.
+// means rs-ratio:4+2, "mirror=off" alone auto,mirror=off, and the empty text
+// auto; SIZE is as in "64KiB". What is left out takes the default of
+// EnsureDefaults. The error lists every violation.
 func ParsePolicy(text string) (Policy, error) {
 	var p Policy
+	if text == "" {
+		p.EnsureDefaults()
+		return p, nil
+	}
 	if len(text) > policyTextMax {
 		return p, invalid("policy", []string{fmt.Sprintf("text of %d bytes, at most %d are allowed", len(text), policyTextMax)})
 	}
@@ -89,6 +94,9 @@ func parseMode(text string) (mode Mode, k, m int, err error) {
 	name, counts, hasCounts := strings.Cut(text, ":")
 	if !hasCounts && strings.Contains(name, "+") {
 		name, counts, hasCounts = string(ModeRSRatio), name, true
+	}
+	if name == "" {
+		return ModeRSRatio, 1, 1, fmt.Errorf("no mode in %q, want one as in rs-ratio:4+2 or auto", text)
 	}
 	mode = Mode(name)
 	if !hasCounts {
