@@ -109,11 +109,11 @@ func (p *packFiles) acquire(id uint64) (*openPack, error) {
 		}
 		f = &openPack{File: file, id: id}
 		p.open[id] = f
-		p.evict()
 	}
 	p.clock++
 	f.used = p.clock
 	f.refs++
+	p.evict()
 	return f, nil
 }
 
@@ -133,7 +133,7 @@ func (p *packFiles) evict() {
 				oldest = f
 			}
 		}
-		if oldest == nil || oldest.used == p.clock {
+		if oldest == nil {
 			return
 		}
 		delete(p.open, oldest.id)
