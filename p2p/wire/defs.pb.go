@@ -1237,14 +1237,16 @@ func (x *PutShardReply) GetMirrored() bool {
 }
 
 // GetShard reads coded bytes [offset, offset+length) with a proof; whole 16
-// KiB groups are returned. length 0 means to the end. With whole set the body
-// is the complete shard body (column included) for repair, which needs auth.
+// KiB groups are returned. length 0 means to the end. With whole set the reply
+// body is the complete shard body (column included), to heal the other copy:
+// granted only to the node that the shard's record names as partner.
 type GetShard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blind         []byte                 `protobuf:"bytes,1,opt,name=blind,proto3" json:"blind,omitempty"`
 	Index         uint32                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	Offset        uint32                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	Length        uint32                 `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`
+	Whole         bool                   `protobuf:"varint,5,opt,name=whole,proto3" json:"whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1307,10 +1309,18 @@ func (x *GetShard) GetLength() uint32 {
 	return 0
 }
 
+func (x *GetShard) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
 type GetShardReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ColumnHash    []byte                 `protobuf:"bytes,1,opt,name=column_hash,json=columnHash,proto3" json:"column_hash,omitempty"`  // BLAKE3(column)
 	ProofBytes    uint32                 `protobuf:"varint,2,opt,name=proof_bytes,json=proofBytes,proto3" json:"proof_bytes,omitempty"` // the body is the proof of a bao slice
+	Manifest      *Manifest              `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`                        // with whole only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1357,6 +1367,13 @@ func (x *GetShardReply) GetProofBytes() uint32 {
 		return x.ProofBytes
 	}
 	return 0
+}
+
+func (x *GetShardReply) GetManifest() *Manifest {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
 }
 
 // Authorization proves the right to act on a shard: an unlocking script over
@@ -1769,6 +1786,7 @@ func (x *HasShardsReply) GetHeld() []bool {
 	return nil
 }
 
+// DeleteShards also deletes a keeper's index record: shard number 255.
 type DeleteShards struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Requests      []*ColumnRequest       `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
@@ -2133,7 +2151,8 @@ func (x *GetIndex) GetBlinds() [][]byte {
 
 type GetIndexReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Records       []*IndexRecord         `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	Records       []*IndexRecord         `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"` // only those found
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`      // some found did not fit: ask again for the missing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2173,6 +2192,13 @@ func (x *GetIndexReply) GetRecords() []*IndexRecord {
 		return x.Records
 	}
 	return nil
+}
+
+func (x *GetIndexReply) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // MoveHolder tells a keeper that a holder has changed; sent by the node that
@@ -2455,7 +2481,8 @@ func (x *GetHead) GetAddresses() [][]byte {
 
 type GetHeadReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Heads         []*Head                `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`
+	Heads         []*Head                `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"` // only those found
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`  // some found did not fit: ask again for the missing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2495,6 +2522,13 @@ func (x *GetHeadReply) GetHeads() []*Head {
 		return x.Heads
 	}
 	return nil
+}
+
+func (x *GetHeadReply) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 type Certificate struct {
@@ -3460,17 +3494,19 @@ const file_p2p_wire_defs_proto_rawDesc = "" +
 	"mirrorCopy\x12\x18\n" +
 	"\apartner\x18\a \x01(\tR\apartner\"+\n" +
 	"\rPutShardReply\x12\x1a\n" +
-	"\bmirrored\x18\x01 \x01(\bR\bmirrored\"f\n" +
+	"\bmirrored\x18\x01 \x01(\bR\bmirrored\"|\n" +
 	"\bGetShard\x12\x14\n" +
 	"\x05blind\x18\x01 \x01(\fR\x05blind\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\rR\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\rR\x06length\"Q\n" +
+	"\x06length\x18\x04 \x01(\rR\x06length\x12\x14\n" +
+	"\x05whole\x18\x05 \x01(\bR\x05whole\"\x85\x01\n" +
 	"\rGetShardReply\x12\x1f\n" +
 	"\vcolumn_hash\x18\x01 \x01(\fR\n" +
 	"columnHash\x12\x1f\n" +
 	"\vproof_bytes\x18\x02 \x01(\rR\n" +
-	"proofBytes\"Y\n" +
+	"proofBytes\x122\n" +
+	"\bmanifest\x18\x03 \x01(\v2\x16.defs.wire.v1.ManifestR\bmanifest\"Y\n" +
 	"\rAuthorization\x12\x16\n" +
 	"\x06expiry\x18\x01 \x01(\x03R\x06expiry\x12\x18\n" +
 	"\acounter\x18\x02 \x01(\x04R\acounter\x12\x16\n" +
@@ -3512,9 +3548,10 @@ const file_p2p_wire_defs_proto_rawDesc = "" +
 	"\rPutIndexReply\x12,\n" +
 	"\x06status\x18\x01 \x03(\x0e2\x14.defs.wire.v1.StatusR\x06status\"\"\n" +
 	"\bGetIndex\x12\x16\n" +
-	"\x06blinds\x18\x01 \x03(\fR\x06blinds\"D\n" +
+	"\x06blinds\x18\x01 \x03(\fR\x06blinds\"X\n" +
 	"\rGetIndexReply\x123\n" +
-	"\arecords\x18\x01 \x03(\v2\x19.defs.wire.v1.IndexRecordR\arecords\"P\n" +
+	"\arecords\x18\x01 \x03(\v2\x19.defs.wire.v1.IndexRecordR\arecords\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"P\n" +
 	"\n" +
 	"MoveHolder\x12\x14\n" +
 	"\x05blind\x18\x01 \x01(\fR\x05blind\x12,\n" +
@@ -3532,9 +3569,10 @@ const file_p2p_wire_defs_proto_rawDesc = "" +
 	"\fPutHeadReply\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"'\n" +
 	"\aGetHead\x12\x1c\n" +
-	"\taddresses\x18\x01 \x03(\fR\taddresses\"8\n" +
+	"\taddresses\x18\x01 \x03(\fR\taddresses\"L\n" +
 	"\fGetHeadReply\x12(\n" +
-	"\x05heads\x18\x01 \x03(\v2\x12.defs.wire.v1.HeadR\x05heads\"\xd2\x01\n" +
+	"\x05heads\x18\x01 \x03(\v2\x12.defs.wire.v1.HeadR\x05heads\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xd2\x01\n" +
 	"\vCertificate\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\fR\x04pool\x12\x1d\n" +
 	"\n" +
@@ -3711,34 +3749,35 @@ var file_p2p_wire_defs_proto_depIdxs = []int32{
 	7,  // 34: defs.wire.v1.IndexRecord.moves:type_name -> defs.wire.v1.HolderMove
 	3,  // 35: defs.wire.v1.PutShard.manifest:type_name -> defs.wire.v1.Manifest
 	4,  // 36: defs.wire.v1.PutShard.lock:type_name -> defs.wire.v1.Lock
-	14, // 37: defs.wire.v1.GetColumns.requests:type_name -> defs.wire.v1.ColumnRequest
-	12, // 38: defs.wire.v1.ColumnRequest.authorization:type_name -> defs.wire.v1.Authorization
-	16, // 39: defs.wire.v1.GetColumnsReply.columns:type_name -> defs.wire.v1.Column
-	0,  // 40: defs.wire.v1.Column.status:type_name -> defs.wire.v1.Status
-	17, // 41: defs.wire.v1.HasShards.shards:type_name -> defs.wire.v1.ShardRef
-	14, // 42: defs.wire.v1.DeleteShards.requests:type_name -> defs.wire.v1.ColumnRequest
-	0,  // 43: defs.wire.v1.DeleteShardsReply.status:type_name -> defs.wire.v1.Status
-	23, // 44: defs.wire.v1.CommitShards.commits:type_name -> defs.wire.v1.Commit
-	6,  // 45: defs.wire.v1.PutIndex.records:type_name -> defs.wire.v1.IndexRecord
-	0,  // 46: defs.wire.v1.PutIndexReply.status:type_name -> defs.wire.v1.Status
-	6,  // 47: defs.wire.v1.GetIndexReply.records:type_name -> defs.wire.v1.IndexRecord
-	7,  // 48: defs.wire.v1.MoveHolder.move:type_name -> defs.wire.v1.HolderMove
-	30, // 49: defs.wire.v1.PutHead.head:type_name -> defs.wire.v1.Head
-	30, // 50: defs.wire.v1.GetHeadReply.heads:type_name -> defs.wire.v1.Head
-	35, // 51: defs.wire.v1.Member.certificate:type_name -> defs.wire.v1.Certificate
-	36, // 52: defs.wire.v1.Members.members:type_name -> defs.wire.v1.Member
-	36, // 53: defs.wire.v1.Hello.self:type_name -> defs.wire.v1.Member
-	36, // 54: defs.wire.v1.HelloReply.self:type_name -> defs.wire.v1.Member
-	36, // 55: defs.wire.v1.Heartbeat.self:type_name -> defs.wire.v1.Member
-	36, // 56: defs.wire.v1.MemberFile.members:type_name -> defs.wire.v1.Member
-	6,  // 57: defs.wire.v1.LookupAnswer.records:type_name -> defs.wire.v1.IndexRecord
-	48, // 58: defs.wire.v1.LookupAnswer.held:type_name -> defs.wire.v1.Held
-	3,  // 59: defs.wire.v1.Held.manifest:type_name -> defs.wire.v1.Manifest
-	60, // [60:60] is the sub-list for method output_type
-	60, // [60:60] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	3,  // 37: defs.wire.v1.GetShardReply.manifest:type_name -> defs.wire.v1.Manifest
+	14, // 38: defs.wire.v1.GetColumns.requests:type_name -> defs.wire.v1.ColumnRequest
+	12, // 39: defs.wire.v1.ColumnRequest.authorization:type_name -> defs.wire.v1.Authorization
+	16, // 40: defs.wire.v1.GetColumnsReply.columns:type_name -> defs.wire.v1.Column
+	0,  // 41: defs.wire.v1.Column.status:type_name -> defs.wire.v1.Status
+	17, // 42: defs.wire.v1.HasShards.shards:type_name -> defs.wire.v1.ShardRef
+	14, // 43: defs.wire.v1.DeleteShards.requests:type_name -> defs.wire.v1.ColumnRequest
+	0,  // 44: defs.wire.v1.DeleteShardsReply.status:type_name -> defs.wire.v1.Status
+	23, // 45: defs.wire.v1.CommitShards.commits:type_name -> defs.wire.v1.Commit
+	6,  // 46: defs.wire.v1.PutIndex.records:type_name -> defs.wire.v1.IndexRecord
+	0,  // 47: defs.wire.v1.PutIndexReply.status:type_name -> defs.wire.v1.Status
+	6,  // 48: defs.wire.v1.GetIndexReply.records:type_name -> defs.wire.v1.IndexRecord
+	7,  // 49: defs.wire.v1.MoveHolder.move:type_name -> defs.wire.v1.HolderMove
+	30, // 50: defs.wire.v1.PutHead.head:type_name -> defs.wire.v1.Head
+	30, // 51: defs.wire.v1.GetHeadReply.heads:type_name -> defs.wire.v1.Head
+	35, // 52: defs.wire.v1.Member.certificate:type_name -> defs.wire.v1.Certificate
+	36, // 53: defs.wire.v1.Members.members:type_name -> defs.wire.v1.Member
+	36, // 54: defs.wire.v1.Hello.self:type_name -> defs.wire.v1.Member
+	36, // 55: defs.wire.v1.HelloReply.self:type_name -> defs.wire.v1.Member
+	36, // 56: defs.wire.v1.Heartbeat.self:type_name -> defs.wire.v1.Member
+	36, // 57: defs.wire.v1.MemberFile.members:type_name -> defs.wire.v1.Member
+	6,  // 58: defs.wire.v1.LookupAnswer.records:type_name -> defs.wire.v1.IndexRecord
+	48, // 59: defs.wire.v1.LookupAnswer.held:type_name -> defs.wire.v1.Held
+	3,  // 60: defs.wire.v1.Held.manifest:type_name -> defs.wire.v1.Manifest
+	61, // [61:61] is the sub-list for method output_type
+	61, // [61:61] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_p2p_wire_defs_proto_init() }
