@@ -1,8 +1,18 @@
 package cache
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 )
 
 // Options of a Store. Zero fields take the defaults of EnsureDefaults.
@@ -14,7 +24,42 @@ type Options struct {
 	MaxCleanBytes   int64    // cap of clean bytes on disk; default 8 GiB
 	MaxMemoryBytes  int64    // cap of fetched slices kept in memory; default 64 MiB
 	Logger          *slog.Logger
-	FS              FS // default: the operating system's
+	FS              FS // default: OSFS
+}
+
+// EnsureDefaults fills the fields that are zero.
+func (o *Options) EnsureDefaults() {
+	o.SegmentBytes = cmp.Or(o.SegmentBytes, 64<<20)
+	o.MaxJournalBytes = cmp.Or(o.MaxJournalBytes, 8<<30)
+	o.MaxCleanBytes = cmp.Or(o.MaxCleanBytes, 8<<30)
+	o.MaxMemoryBytes = cmp.Or(o.MaxMemoryBytes, 64<<20)
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.FS == nil {
+		o.FS = OSFS{}
+	}
+}
+
+// Validate reports all violations at once.
+func (o *Options) Validate() error {
+	var errs []error
+	if o.Dir == "" {
+		errs = append(errs, errors.New("Dir is empty: name a directory for the local store"))
+	}
+	if o.Key == ([32]byte{}) {
+		errs = append(errs, errors.New("Key is zero: pass the device key"))
+	}
+	if o.SegmentBytes < 64<<10 || o.SegmentBytes > 1<<30 {
+		errs = append(errs, fmt.Errorf("SegmentBytes is %d: use 64 KiB to 1 GiB", o.SegmentBytes))
+	}
+	if o.MaxJournalBytes < 2*o.SegmentBytes {
+		errs = append(errs, fmt.Errorf("MaxJournalBytes is %d: use at least two segments (%d)", o.MaxJournalBytes, 2*o.SegmentBytes))
+	}
+	if o.MaxCleanBytes < 0 || o.MaxMemoryBytes < 0 {
+		errs = append(errs, fmt.Errorf("MaxCleanBytes is %d, MaxMemoryBytes is %d: use 0 or more", o.MaxCleanBytes, o.MaxMemoryBytes))
+	}
+	return errors.Join(errs...)
 }
 
 // Ref says where a run of data lies. It is stored in extents and stays valid
@@ -36,8 +81,10 @@ const (
 
 // SegmentInfo describes one segment on disk.
 type SegmentInfo struct {
-	ID                uint64
-	FirstSeq, LastSeq uint64 // records in it; LastSeq may be an upper bound for segments of earlier opens
+	ID uint64
+	// FirstSeq and LastSeq are the records in it. LastSeq may be too high, never
+	// too low, when the segment after it was evicted before this open.
+	FirstSeq, LastSeq uint64
 	Bytes             int64
 	State             State
 	Active            bool // still takes appends; call Rotate before MarkClean
@@ -51,27 +98,284 @@ type Stats struct {
 	LastSeq, DurableSeq           uint64
 }
 
-type Store struct{}
-type Sealed struct{}
+// Store is the local segment store. All methods may be called concurrently,
+// but the order of concurrent Appends is then up to chance.
+type Store struct {
+	opts      Options
+	session   *session
+	device    deviceKeys
+	files     *handles
+	buffers   buffers
+	slices    *sliceCache
+	uses      atomic.Uint64 // clock of the least-recently-used order
+	recovered position      // tail position found at open, before later frames were added
 
-func (o *Options) EnsureDefaults()                                                 {}
-func (o *Options) Validate() error                                                 { return nil }
-func Open(o Options) (*Store, error)                                               { return nil, ErrClosed }
-func (s *Store) Close() error                                                      { return ErrClosed }
-func (s *Store) LastSeq() uint64                                                   { return 0 }
-func (s *Store) Durable() uint64                                                   { return 0 }
-func (s *Store) Replay(after uint64, fn func(seq uint64, meta []byte) error) error { return ErrClosed }
-func (s *Store) Seal(data []byte) (*Sealed, error)                                 { return nil, ErrClosed }
-func (s *Store) Append(sd *Sealed, build func(seq uint64, ref Ref) (meta []byte, err error)) (seq uint64, err error) {
-	return 0, ErrClosed
+	// appendMu serialises writers of the active segment. Taken before mu.
+	appendMu sync.Mutex
+	metaBuf  []byte // scratch of Append
+
+	// cleanMu serialises changes to the set of clean files. Taken before tailMu.
+	cleanMu sync.Mutex
+
+	// tailMu serialises writes of the tail file. Taken before mu.
+	tailMu   sync.Mutex
+	tailFile File
+	tail     tailSlot // newest slot on disk
+
+	// mu guards what follows. Never held across a system call.
+	mu             sync.RWMutex
+	segments       map[uint64]*segment
+	active         *segment // takes appends; nil until the first one
+	nextID         uint64
+	last           position   // of the newest frame appended
+	durable        position   // of the newest frame whose flush returned
+	acked          uint64     // newest sequence that Sync vouches for, ≤ durable.Seq
+	unflushed      []*segment // in order; segments with frames after durable
+	retired        []*segment // no longer active, not yet trimmed to their end
+	unflushedBytes int64
+	journalBytes   int64
+	cleanBytes     int64
+	broken         error         // sticky
+	flushed        chan struct{} // closed and replaced after each flush
+	room           chan struct{} // closed and replaced when journalBytes shrinks
+
+	flushKick, cleanKick chan struct{}
+	stop                 chan struct{}
+	flusherDone          chan struct{}
+	cleanerDone          chan struct{}
 }
-func (s *Store) Sync(ctx context.Context, seq uint64) error                       { return ErrClosed }
-func (s *Store) ReadAt(ref Ref, off int, dst []byte) error                        { return ErrClosed }
-func (s *Store) Segments() []SegmentInfo                                          { return nil }
-func (s *Store) Rotate() error                                                    { return ErrClosed }
-func (s *Store) MarkClean(id uint64) error                                        { return ErrClosed }
-func (s *Store) PutSlice(stripe [16]byte, slice uint32, sealed []byte)            {}
-func (s *Store) GetSlice(stripe [16]byte, slice uint32, off int, dst []byte) bool { return false }
-func (s *Store) DropClean() (bytes int64, err error)                              { return 0, ErrClosed }
-func (s *Store) Stats() Stats                                                     { return Stats{} }
-func (s *Store) WaitRoom(ctx context.Context, n int64) error                      { return ErrClosed }
+
+// segment is one file of frames. Fields that change are guarded by Store.mu.
+type segment struct {
+	id                uint64
+	keys              *session // aead of its frames; the counter is used by the active session only
+	firstSeq, lastSeq uint64
+	end               int64 // of the last frame
+	state             State
+	registered        bool    // its directory entry is durable
+	dirtyOnDisk       bool    // the newest tail slot on disk lists it as dirty
+	handle            *handle // held until the segment is retired, flushed and trimmed
+	slots             uint64  // tail slots written; flusher only
+	lastUse           atomic.Uint64
+}
+
+func (s *Store) path(name string) string      { return filepath.Join(s.opts.Dir, name) }
+func (s *Store) segmentPath(id uint64) string { return s.path(segmentName(id)) }
+
+const (
+	tailName      = "tail"
+	tailTempName  = "tail.new"
+	segmentPrefix = "segment-"
+	slicesPrefix  = "slices-"
+)
+
+func segmentName(id uint64) string { return fmt.Sprintf("%s%016x", segmentPrefix, id) }
+
+// Open opens or creates the store in o.Dir, finds the end of the journal and
+// makes all that it found durable. It changes no frame; the first Append
+// starts a new segment.
+//
+// Errors: ErrCorrupt when the tail cannot be known, a dirty segment is missing
+// or is not what its name says; errors of the file system.
+func Open(o Options) (*Store, error) {
+	o.EnsureDefaults()
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("cache: open: %w", err)
+	}
+	s := &Store{
+		opts:        o,
+		session:     &session{},
+		device:      deviceKeys{header: deviceAEAD(o.Key, "segment header"), tail: deviceAEAD(o.Key, "tail file")},
+		files:       newHandles(o.FS),
+		segments:    make(map[uint64]*segment),
+		nextID:      1,
+		flushed:     make(chan struct{}),
+		room:        make(chan struct{}),
+		flushKick:   make(chan struct{}, 1),
+		cleanKick:   make(chan struct{}, 1),
+		stop:        make(chan struct{}),
+		flusherDone: make(chan struct{}),
+		cleanerDone: make(chan struct{}),
+	}
+	if _, err := rand.Read(s.session.key[:]); err != nil {
+		return nil, fmt.Errorf("cache: open: session key: %w", err)
+	}
+	s.session.aead = newGCM(s.session.key[:])
+	s.slices = newSliceCache(o.MaxMemoryBytes)
+	if err := s.recover(); err != nil {
+		s.closeFiles()
+		return nil, fmt.Errorf("cache: open %s: %w", o.Dir, err)
+	}
+	go s.flusher()
+	go s.cleaner()
+	return s, nil
+}
+
+// Close flushes what was appended, writes the tail and waits for the store's
+// goroutines. It returns the sticky error if there is one. Everything but Close
+// answers ErrClosed afterwards.
+func (s *Store) Close() error {
+	s.appendMu.Lock()
+	defer s.appendMu.Unlock()
+	s.mu.Lock()
+	if errors.Is(s.broken, ErrClosed) {
+		s.mu.Unlock()
+		return nil
+	}
+	s.retireLocked()
+	s.mu.Unlock()
+
+	close(s.stop)
+	<-s.flusherDone
+	<-s.cleanerDone
+
+	s.mu.Lock()
+	err := s.broken
+	s.broken = ErrClosed
+	close(s.flushed)
+	s.flushed = make(chan struct{})
+	close(s.room)
+	s.room = make(chan struct{})
+	s.mu.Unlock()
+
+	if closeErr := s.closeFiles(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("cache: close: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) closeFiles() error {
+	for _, seg := range s.segments {
+		if seg.handle != nil {
+			s.files.release(seg.handle)
+		}
+	}
+	s.files.close()
+	if s.tailFile != nil {
+		return s.tailFile.Close()
+	}
+	return nil
+}
+
+// fail makes err sticky: from now on the store is read-only.
+func (s *Store) fail(op string, err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken == nil {
+		s.broken = fmt.Errorf("%w: %s: %w", ErrReadOnly, op, err)
+		s.opts.Logger.Error("local store turned read-only; check the disk, then mount again", "op", op, "err", err)
+		close(s.flushed)
+		s.flushed = make(chan struct{})
+		close(s.room)
+		s.room = make(chan struct{})
+	}
+	return s.broken
+}
+
+// LastSeq is the sequence of the newest record, 0 for an empty journal.
+func (s *Store) LastSeq() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.last.Seq
+}
+
+// Durable is the newest sequence that survives a power loss.
+func (s *Store) Durable() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.acked
+}
+
+// Segments lists the segments on disk by ascending ID.
+func (s *Store) Segments() []SegmentInfo {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	infos := make([]SegmentInfo, 0, len(s.segments))
+	for _, seg := range s.segments {
+		infos = append(infos, SegmentInfo{
+			ID: seg.id, FirstSeq: seg.firstSeq, LastSeq: seg.lastSeq,
+			Bytes: seg.end, State: seg.state, Active: seg == s.active,
+		})
+	}
+	slices.SortFunc(infos, func(a, b SegmentInfo) int { return cmp.Compare(a.ID, b.ID) })
+	return infos
+}
+
+// Stats reports sizes and positions.
+func (s *Store) Stats() Stats {
+	memory := s.slices.memoryBytes()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return Stats{
+		JournalBytes: s.journalBytes, JournalMaxBytes: s.opts.MaxJournalBytes,
+		CleanBytes: s.cleanBytes, CleanMaxBytes: s.opts.MaxCleanBytes,
+		MemoryBytes: memory, LastSeq: s.last.Seq, DurableSeq: s.acked,
+	}
+}
+
+// What WaitRoom does as the journal fills up.
+const (
+	slowFrom = 0.75                  // share of MaxJournalBytes above which writers are slowed
+	slowMax  = 20 * time.Millisecond // delay of one write just below the cap
+	stallMax = 20 * time.Second      // longest wait at the cap without progress
+)
+
+// WaitRoom waits until the journal has room for n more bytes. Above three
+// quarters of MaxJournalBytes it slows the caller, up to 20 ms; at the cap it
+// blocks until a segment turns clean. Call it before taking the order lock.
+//
+// Errors: ErrNoSpace when nothing turned clean for 20 s or n can never fit;
+// ctx's error; the sticky error.
+func (s *Store) WaitRoom(ctx context.Context, n int64) error {
+	limit := s.opts.MaxJournalBytes
+	if n > limit {
+		return fmt.Errorf("cache: wait for room: %w: %d bytes are more than the journal's cap of %d", ErrNoSpace, n, limit)
+	}
+	for {
+		s.mu.RLock()
+		full, room, broken := s.journalBytes+n, s.room, s.broken
+		s.mu.RUnlock()
+		if broken != nil {
+			return broken
+		}
+		slow := int64(slowFrom * float64(limit))
+		if full <= slow {
+			return nil
+		}
+		blocked := full > limit
+		wait := stallMax
+		if !blocked {
+			wait = time.Duration(float64(slowMax) * float64(full-slow) / float64(limit-slow))
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("cache: wait for room: %w", ctx.Err())
+		case <-room: // the journal shrank: look again, with a fresh timer
+			timer.Stop()
+		case <-timer.C:
+			if !blocked {
+				return nil
+			}
+			return fmt.Errorf("cache: wait for room: %w: the journal holds %d of %d bytes and nothing was placed for %v; check that peers are reachable",
+				ErrNoSpace, full-n, limit, stallMax)
+		}
+	}
+}
+
+// isNoSpace tells a full disk from a failing one.
+func isNoSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// kick wakes the goroutine that reads c, once.
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,540 @@
+package cache
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// headBytes is what open reads of each segment: header, slots, first frame header.
+const headBytes = dataStart + frameBytes
+
+// opened is a segment file as found at open.
+type opened struct {
+	*segment
+	handle *handle
+	size   int64
+	first  frameHeader
+	slot   tailSlot
+	hasPos bool  // slot is valid
+	torn   bool  // slots are written, none is valid
+	err    error // why the file cannot be used, wraps errInvalid; nil: it can
+	fault  int64 // offset of err
+}
+
+// recover reads the tail, the segments' heads and the frames after the newest
+// slot, and makes what it keeps durable. Nobody else uses s yet.
+func (s *Store) recover() error {
+	if err := s.opts.FS.MkdirAll(s.opts.Dir); err != nil {
+		return err
+	}
+	names, err := s.opts.FS.ReadDir(s.opts.Dir)
+	if err != nil {
+		return err
+	}
+	if err := s.openTail(names); err != nil {
+		return err
+	}
+	found, err := s.openSegments(names)
+	defer func() {
+		for _, o := range found {
+			s.files.release(o.handle)
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	usable, useless, err := s.classify(found)
+	if err != nil {
+		return err
+	}
+	tail, err := s.newestPosition(usable)
+	if err != nil {
+		return err
+	}
+	s.recovered = tail
+	kept, dropped, end, err := s.scan(usable, tail)
+	if err != nil {
+		return err
+	}
+	s.adopt(kept, end)
+	if err := s.settle(kept, tail, end); err != nil {
+		return err
+	}
+	for _, o := range append(useless, dropped...) {
+		s.opts.Logger.Warn("removed a segment that holds nothing recoverable", "segment", o.id, "state", stateName(o.state), "reason", o.err)
+		if err := s.removeFile(s.segmentPath(o.id)); err != nil {
+			return err
+		}
+	}
+	if len(useless)+len(dropped) > 0 {
+		if err := s.opts.FS.SyncDir(s.opts.Dir); err != nil {
+			return err
+		}
+	}
+	return s.findSliceFiles(names)
+}
+
+func stateName(st State) string {
+	if st == Clean {
+		return "clean"
+	}
+	return "dirty"
+}
+
+// parseName returns the number in a file name such as "segment-000000000000002a".
+func parseName(name, prefix string) (id uint64, ok bool) {
+	digits, ok := strings.CutPrefix(name, prefix)
+	if !ok || len(digits) != 16 {
+		return 0, false
+	}
+	id, err := strconv.ParseUint(digits, 16, 64)
+	return id, err == nil && id > 0
+}
+
+// openTail opens the tail file and reads the newest slot, or makes a new file:
+// under a temporary name, so that a tail file is never half there.
+func (s *Store) openTail(names []string) error {
+	exists := slices.Contains(names, tailName)
+	if !exists {
+		for _, name := range names {
+			if id, ok := parseName(name, segmentPrefix); ok {
+				return &CorruptError{Op: "open", Reason: fmt.Sprintf("missing, but there is segment %d", id)}
+			}
+		}
+		if err := s.createTail(); err != nil {
+			return err
+		}
+	}
+	f, err := s.opts.FS.OpenFile(s.path(tailName), os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	s.tailFile = f
+	pages := make([]byte, 2*pageBytes)
+	if err := readFull(f, pages, 0); err != nil {
+		return err
+	}
+	slot, ok, _ := newestSlot(s.device.tail, 0, pages)
+	if !ok {
+		return &CorruptError{Op: "open", Reason: "no valid slot; wrong device key, or damaged"}
+	}
+	s.tail = slot
+	return nil
+}
+
+func (s *Store) createTail() error {
+	f, err := s.opts.FS.OpenFile(s.path(tailTempName), os.O_RDWR|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(2 * pageBytes); err != nil {
+		return err
+	}
+	s.tailFile = f
+	defer func() { s.tailFile = nil }()
+	if err := s.putTail(tailSlot{}); err != nil {
+		return err
+	}
+	if err := s.opts.FS.Rename(s.path(tailTempName), s.path(tailName)); err != nil {
+		return err
+	}
+	return s.opts.FS.SyncDir(s.opts.Dir)
+}
+
+// readFull reads len(p) bytes; what lies beyond the end of the file is zero.
+func readFull(f File, p []byte, off int64) error {
+	n, err := f.ReadAt(p, off)
+	if errors.Is(err, io.EOF) {
+		clear(p[n:])
+		return nil
+	}
+	return err
+}
+
+// openSegments reads the heads of all segment files, by ascending id.
+func (s *Store) openSegments(names []string) ([]*opened, error) {
+	var found []*opened
+	sessions := make(map[[32]byte]*session)
+	for _, name := range names { // sorted: ascending ids
+		id, ok := parseName(name, segmentPrefix)
+		if !ok {
+			continue
+		}
+		h, err := s.files.acquire(s.path(name), os.O_RDWR)
+		if err != nil {
+			return found, err
+		}
+		o := &opened{segment: &segment{id: id}, handle: h}
+		found = append(found, o)
+		if o.size, err = h.Size(); err != nil {
+			return found, err
+		}
+		head := make([]byte, headBytes)
+		if err := readFull(h, head, 0); err != nil {
+			return found, err
+		}
+		s.nextID = max(s.nextID, id+1)
+		header, err := decodeSegmentHeader(s.device.header, head)
+		if err != nil {
+			o.err = err
+			continue
+		}
+		if header.ID != id {
+			o.err = fmt.Errorf("segment header %w: it is of segment %d", errInvalid, header.ID)
+			continue
+		}
+		keys := sessions[header.Key]
+		if keys == nil {
+			keys = &session{key: header.Key, aead: newGCM(header.Key[:])}
+			sessions[header.Key] = keys
+		}
+		o.keys = keys
+		o.slot, o.hasPos, o.torn = newestSlot(keys.aead, id, head[slotAt:dataStart])
+		if o.first, err = decodeFrameHeader(keys.aead, id, dataStart, head[dataStart:]); err != nil {
+			o.err, o.fault = err, dataStart
+			continue
+		}
+		o.firstSeq = o.first.Seq
+	}
+	s.nextID = max(s.nextID, s.tail.Segment+1)
+	return found, nil
+}
+
+// classify checks the files against the tail file's list. useless are files
+// without a usable frame: damaged clean ones, and ones that no flush covered.
+func (s *Store) classify(found []*opened) (usable, useless []*opened, err error) {
+	byID := make(map[uint64]*opened, len(found))
+	for _, o := range found {
+		byID[o.id] = o
+	}
+	for _, id := range s.tail.Dirty {
+		o := byID[id]
+		if o == nil {
+			return nil, nil, &CorruptError{Op: "open", Segment: id, Reason: "the file is missing and was never placed"}
+		}
+		o.registered, o.dirtyOnDisk = true, true
+		if o.err == nil && o.torn {
+			o.err, o.fault = fmt.Errorf("tail slots: %w", errInvalid), slotAt
+		}
+		if o.err != nil {
+			return nil, nil, &CorruptError{Op: "open", Segment: id, Offset: o.fault, Reason: o.err.Error()}
+		}
+	}
+	var before uint64
+	for _, o := range found {
+		if !o.registered && o.id <= s.tail.Segment {
+			o.state, o.registered = Clean, true
+		}
+		if o.err != nil {
+			useless = append(useless, o)
+			continue
+		}
+		if o.registered {
+			if o.firstSeq <= before {
+				return nil, nil, &CorruptError{Op: "open", Segment: o.id, Offset: dataStart,
+					Reason: fmt.Sprintf("begins with record %d, an older segment with %d", o.firstSeq, before)}
+			}
+			before = o.firstSeq
+		}
+		usable = append(usable, o)
+	}
+	return usable, useless, nil
+}
+
+// newestPosition is the highest position whose flush had returned: of the tail
+// file, or of a slot in the segments that it does not cover yet.
+func (s *Store) newestPosition(usable []*opened) (position, error) {
+	best := s.tail.position
+	for _, o := range usable {
+		if o.id < s.tail.Segment || !o.hasPos || o.state == Clean {
+			continue
+		}
+		if o.slot.Segment > o.id || len(o.slot.Dirty) > 0 {
+			return best, &CorruptError{Op: "open", Segment: o.id, Offset: slotAt, Reason: "a tail slot names a later segment"}
+		}
+		if o.slot.Seq > best.Seq {
+			best = o.slot.position
+		}
+	}
+	return best, nil
+}
+
+// scan follows the frames after tail, verifying header, data and meta, up to
+// the first that does not verify. dropped are the segments beyond that one.
+func (s *Store) scan(usable []*opened, tail position) (kept, dropped []*opened, end position, err error) {
+	end = tail
+	scratch := s.buffers.get(readBufferBytes(readBlocksMax))
+	defer s.buffers.put(scratch)
+	at := slices.IndexFunc(usable, func(o *opened) bool { return o.id >= tail.Segment })
+	if at < 0 {
+		return usable, nil, end, nil
+	}
+	for i, o := range usable[at:] {
+		off := int64(dataStart)
+		if o.id == tail.Segment {
+			off = tail.Offset
+		} else if o.firstSeq != end.Seq+1 || o.first.Prev != end.Chain {
+			o.err = fmt.Errorf("first frame %w: it does not follow record %d", errInvalid, end.Seq)
+		}
+		if o.err == nil {
+			r := newFrameReader(o.handle.File, o.segment)
+			end, err = r.follow(end, off, scratch)
+			if err != nil {
+				return nil, nil, end, err
+			}
+			if end.Segment != o.id && o.id != tail.Segment {
+				o.err = fmt.Errorf("first frame %w: torn data", errInvalid)
+			}
+		}
+		if o.err != nil {
+			for _, later := range usable[at+i:] {
+				later.err = cmp.Or(later.err, o.err)
+			}
+			return usable[:at+i], usable[at+i:], end, nil
+		}
+	}
+	return usable, nil, end, nil
+}
+
+// follow verifies whole frames from off on and returns the end of the last good one.
+func (r *frameReader) follow(end position, off int64, scratch *[]byte) (position, error) {
+	for {
+		h, err := r.header(off)
+		if err == nil && (h.Seq != end.Seq+1 || h.Prev != end.Chain) {
+			return end, nil
+		}
+		if err == nil {
+			err = r.verifyData(off, h, *scratch)
+		}
+		if err == nil {
+			_, err = r.meta(off, h)
+		}
+		if errors.Is(err, errInvalid) {
+			return end, nil
+		}
+		if err != nil {
+			return end, err
+		}
+		off = h.end(off)
+		end = position{Seq: h.Seq, Segment: r.seg.id, Offset: off, Chain: h.Chain}
+	}
+}
+
+// adopt enters the kept segments into the store.
+func (s *Store) adopt(kept []*opened, end position) {
+	for i, o := range kept {
+		o.lastSeq, o.end = end.Seq, o.size
+		if i+1 < len(kept) {
+			o.lastSeq = kept[i+1].firstSeq - 1
+		}
+		if o.id == end.Segment {
+			o.end = end.Offset
+		}
+		o.lastUse.Store(s.uses.Add(1))
+		s.segments[o.id] = o.segment
+		if o.state == Clean {
+			s.cleanBytes += o.end
+		} else {
+			s.journalBytes += o.end
+		}
+	}
+	s.last, s.durable, s.acked = end, end, end.Seq
+}
+
+// settle makes frames found beyond the slot durable and trims the last segment.
+func (s *Store) settle(kept []*opened, tail, end position) error {
+	if end != tail || tail != s.tail.position {
+		for _, o := range kept {
+			if o.id < s.tail.Segment || o.state == Clean {
+				continue
+			}
+			if err := o.handle.Sync(); err != nil {
+				return err
+			}
+			o.registered = true
+		}
+		if err := s.opts.FS.SyncDir(s.opts.Dir); err != nil {
+			return err
+		}
+		if err := s.writeTail(); err != nil {
+			return err
+		}
+	}
+	for _, o := range kept {
+		if o.id == end.Segment && o.size > end.Offset {
+			if err := o.handle.Truncate(end.Offset); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Replay calls fn for each record after the sequence `after`, in order. It
+// needs no segment whose records all lie at or below it. Call it before the
+// first Append. fn must not keep meta.
+//
+// Errors: ErrCorrupt (a *CorruptError) when records are missing, out of order or
+// do not verify: Open found the end of the journal, so all up to LastSeq must
+// be there; fn's error as it is.
+func (s *Store) Replay(after uint64, fn func(seq uint64, meta []byte) error) error {
+	s.mu.RLock()
+	last, broken := s.last, s.broken
+	s.mu.RUnlock()
+	if broken != nil && !errors.Is(broken, ErrReadOnly) {
+		return broken
+	}
+	if after > last.Seq {
+		return &CorruptError{Op: "replay", Segment: last.Segment, Offset: last.Offset,
+			Reason: fmt.Sprintf("the journal ends with record %d, record %d was applied", last.Seq, after)}
+	}
+	next, known := after+1, chain{}
+	hasChain := after == 0
+	for _, info := range s.Segments() {
+		if info.LastSeq <= after {
+			continue
+		}
+		if info.FirstSeq > next {
+			return &CorruptError{Op: "replay", Segment: info.ID, Offset: dataStart,
+				Reason: fmt.Sprintf("records %d to %d before it are missing", next, info.FirstSeq-1)}
+		}
+		end, err := s.replaySegment(info, next, known, hasChain, fn)
+		if err != nil {
+			return err
+		}
+		next, known, hasChain = end.Seq+1, end.Chain, true
+	}
+	if next <= last.Seq {
+		return &CorruptError{Op: "replay", Segment: last.Segment, Offset: last.Offset,
+			Reason: fmt.Sprintf("records %d to %d are missing", next, last.Seq)}
+	}
+	return nil
+}
+
+// replaySegment walks the segment's frames, up to info.LastSeq, and calls fn
+// from the record next on. prev is the chain before its first frame, if known.
+func (s *Store) replaySegment(info SegmentInfo, next uint64, prev chain, hasPrev bool, fn func(uint64, []byte) error) (end position, err error) {
+	s.mu.RLock()
+	seg := s.segments[info.ID]
+	s.mu.RUnlock()
+	off := int64(dataStart)
+	corrupt := func(reason string) (position, error) {
+		return end, &CorruptError{Op: "replay", Segment: info.ID, Offset: off, Reason: reason}
+	}
+	if seg == nil {
+		return corrupt("the segment was evicted")
+	}
+	file, err := s.files.acquire(s.segmentPath(info.ID), os.O_RDWR)
+	if err != nil {
+		return end, fmt.Errorf("cache: replay segment %d: %w", info.ID, err)
+	}
+	defer s.files.release(file)
+	r := newFrameReader(file.File, seg)
+	for seq := info.FirstSeq; seq <= info.LastSeq; seq++ {
+		h, err := r.header(off)
+		if err != nil {
+			return r.failed(corrupt, err)
+		}
+		if h.Seq != seq {
+			return corrupt(fmt.Sprintf("record %d where %d belongs", h.Seq, seq))
+		}
+		if hasPrev && h.Prev != prev {
+			return corrupt(fmt.Sprintf("record %d does not follow the one before", seq))
+		}
+		if s.recovered.Seq == seq && s.recovered.Chain != h.Chain {
+			return corrupt(fmt.Sprintf("record %d is not the one that the tail slot names", seq))
+		}
+		if seq >= next {
+			meta, err := r.meta(off, h)
+			if err != nil {
+				return r.failed(corrupt, err)
+			}
+			if err := fn(seq, meta); err != nil {
+				return end, err
+			}
+		}
+		off = h.end(off)
+		prev, hasPrev = h.Chain, true
+		end = position{Seq: seq, Segment: info.ID, Offset: off, Chain: h.Chain}
+	}
+	return end, nil
+}
+
+// frameReader reads frames of one segment in order, through one window.
+type frameReader struct {
+	file   File
+	seg    *segment
+	window []byte
+	at     int64 // offset of window in the file
+	valid  int   // bytes of window that were read
+	plain  []byte
+}
+
+const windowBytes = 64 << 10
+
+func newFrameReader(f File, seg *segment) *frameReader {
+	return &frameReader{file: f, seg: seg, window: make([]byte, windowBytes)}
+}
+
+// failed turns invalid bytes into corruption and leaves other errors alone.
+func (r *frameReader) failed(corrupt func(string) (position, error), err error) (position, error) {
+	if errors.Is(err, errInvalid) {
+		return corrupt(err.Error())
+	}
+	return position{}, fmt.Errorf("cache: replay segment %d: %w", r.seg.id, err)
+}
+
+// bytes returns n bytes at off, valid until the next call. Zeros stand for what
+// lies beyond the end of the file.
+func (r *frameReader) bytes(off int64, n int) ([]byte, error) {
+	if off < r.at || off+int64(n) > r.at+int64(r.valid) {
+		if n > len(r.window) {
+			r.window = make([]byte, n)
+		}
+		if err := readFull(r.file, r.window, off); err != nil {
+			return nil, err
+		}
+		r.at, r.valid = off, len(r.window)
+	}
+	return r.window[off-r.at:][:n], nil
+}
+
+func (r *frameReader) header(off int64) (frameHeader, error) {
+	b, err := r.bytes(off, frameBytes)
+	if err != nil {
+		return frameHeader{}, err
+	}
+	return decodeFrameHeader(r.seg.keys.aead, r.seg.id, off, b)
+}
+
+// meta opens the meta of the frame h at off; valid until the next call.
+func (r *frameReader) meta(off int64, h frameHeader) ([]byte, error) {
+	b, err := r.bytes(h.metaOffset(off), int(h.MetaLength))
+	if err != nil {
+		return nil, err
+	}
+	n, aad := makeNonce(purposeMeta, h.MetaNonce), metaAAD(h.Seq)
+	r.plain = append(append(r.plain[:0], b...), h.MetaTag[:]...)
+	meta, err := r.seg.keys.aead.Open(r.plain[:0], n[:], r.plain, aad[:])
+	if err != nil {
+		return nil, fmt.Errorf("meta of record %d %w", h.Seq, errInvalid)
+	}
+	return meta, nil
+}
+
+// verifyData reads the data of the frame h at off and opens each block.
+func (r *frameReader) verifyData(off int64, h frameHeader, scratch []byte) error {
+	ref := Ref{Segment: r.seg.id, Offset: uint32(h.dataOffset(off)), Length: h.DataLength, Nonce: h.DataNonce}
+	err := openBlocks(r.file, r.seg.keys.aead, ref, 0, int(h.DataLength), scratch, nil)
+	if errors.Is(err, errInvalid) {
+		return fmt.Errorf("data of record %d %w", h.Seq, errInvalid)
+	}
+	return err
+}
