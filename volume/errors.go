@@ -1,9 +1,13 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"syscall"
+
+	"github.com/defs-fs/defs/cache"
+	"github.com/defs-fs/defs/metastore"
 )
 
 // Kind says what went wrong, in the file system's terms. Errno maps it, once, to the number a program sees.
@@ -127,4 +131,28 @@ func Errno(err error) syscall.Errno {
 		return kinds[k].errno
 	}
 	return syscall.EIO
+}
+
+// wrap gives an error its operation, inode and kind; nil stays nil.
+func wrap(op string, ino Ino, err error) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := err.(*Error); ok {
+		return e
+	}
+	if k, ok := err.(Kind); ok {
+		return &Error{Op: op, Kind: k, Ino: ino}
+	}
+	kind := KindOf(err)
+	switch {
+	case kind != IO:
+	case errors.Is(err, cache.ErrNoSpace), errors.Is(err, syscall.ENOSPC):
+		kind = NoSpace
+	case errors.Is(err, cache.ErrReadOnly), errors.Is(err, metastore.ErrFailed):
+		kind = ReadOnly
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		kind = Interrupted
+	}
+	return &Error{Op: op, Kind: kind, Ino: ino, Err: err}
 }

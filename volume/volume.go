@@ -1,188 +1,231 @@
-// Package volume is the data path of a DeFS volume.
+// Package volume is the data path of a DeFS volume: the tree, the content of its files, and their way to the
+// network and back.
+//
+//	v, err := volume.Open(ctx, volume.Options{Dir: dir, Key: key})
+//	a, err := v.Create(ctx, volume.RootIno, "notes", volume.Create{Mode: syscall.S_IFREG | 0o644})
+//	n, err := v.Write(ctx, a.Ino, 0, []byte("hello"), volume.WriteFlags{})
+//	err = v.Fsync(ctx, a.Ino)
+//	err = v.Close(ctx)
+//
+// Every change takes one way: under the order lock the state is checked in the metastore, one record is appended
+// to the journal and applied to the metastore; then the caller is answered. Nothing under that lock waits for the
+// network or for a flush. Reads take no order lock.
+//
+// Access is checked by the caller (the kernel, mounted with default_permissions); all other rules of POSIX are
+// kept here.
+//
+// A crash of the process loses nothing that a call acknowledged, except access times of the last moments. A power
+// cut loses what no Fsync or Sync that returned has covered. Byte slices passed in are not kept; slices returned
+// belong to the caller. The volume's goroutines end before Close returns.
 package volume
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
+
+	"github.com/defs-fs/defs/cache"
+	"github.com/defs-fs/defs/metastore"
 )
 
-type Ino uint64
+// Ino is an inode number: 16-bit device slot ‖ 48-bit counter. Numbers are never used again.
+type Ino = metastore.Ino
 
 // RootIno is the inode number of the root directory.
-const RootIno Ino = 1
+const RootIno = metastore.RootIno
 
 // Options configures the local part of a volume.
 type Options struct {
-	Dir             string   // local state of this device: journal/ and meta/ are made below it
-	Key             [32]byte // seals everything under Dir
-	Device          uint16   // slot of this device; the upper 16 bits of the inode numbers it makes
-	RootUID         uint32   // owner of the root directory of a new volume
-	RootGID         uint32
-	JournalMaxBytes int64 // hard cap of dirty bytes; 0 = the store's default
-	CleanMaxBytes   int64 // bound of the clean cache; 0 = the store's default
-	SegmentBytes    int64 // 0 = the store's default
-	NoAtime         bool  // never record access times; else as relatime
-	Clock           func() time.Time
-	Logger          *slog.Logger
+	Dir             string           // local state of this device: journal/ and meta/ are made below it
+	Key             [32]byte         // seals everything under Dir
+	Device          uint16           // slot of this device, below 32768; the upper 16 bits of the inode numbers it makes
+	RootUID         uint32           // owner of the root directory of a new volume
+	RootGID         uint32           //
+	JournalMaxBytes int64            // hard cap of dirty bytes; 0 = the store's default
+	CleanMaxBytes   int64            // bound of the clean cache; 0 = the store's default
+	SegmentBytes    int64            // of the local segment store; 0 = the store's default
+	NoAtime         bool             // never record access times; else as with relatime
+	Clock           func() time.Time // nil = time.Now
+	Logger          *slog.Logger     // nil = no log
 }
 
-type Volume struct{}
-
-func Open(ctx context.Context, o Options) (*Volume, error) { return nil, nil }
-func (v *Volume) Close(ctx context.Context) error          { return nil }
-func (v *Volume) Sync(ctx context.Context) error           { return nil }
-
-// SetValid bits say which fields of a SetAttr are to be set.
-type SetValid uint32
-
-const (
-	SetMode SetValid = 1 << iota
-	SetUID
-	SetGID
-	SetSize
-	SetAtime // Atime is set to the given time
-	SetMtime
-	SetCtime
-	SetAtimeNow // Atime is set to the volume's clock
-	SetMtimeNow
-)
-
-// SetAttr is a change of attributes.
-type SetAttr struct {
-	Valid               SetValid
-	Mode, UID, GID      uint32 // Mode: permission bits with setuid, setgid, sticky; the type is kept
-	Size                uint64
-	Atime, Mtime, Ctime int64 // nanoseconds since the epoch
-	KillPriv            bool  // a truncation by a caller without CAP_FSETID: clear setuid and setgid
+// EnsureDefaults fills what was left zero.
+func (o *Options) EnsureDefaults() {
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 }
 
-// Attr is what stat shows of an inode.
-type Attr struct {
-	Ino                        Ino
-	Mode                       uint32 // S_IFMT type and permission bits
-	UID, GID, Rdev, Nlink      uint32
-	Size                       uint64
-	Blocks                     uint64 // 512-byte units of allocated content
-	Atime, Mtime, Ctime, Btime int64  // nanoseconds since the epoch
-	Gen                        uint32 // generation; inode numbers are never reused
+// Validate reports every field that no volume can be opened with.
+func (o *Options) Validate() error {
+	var errs []error
+	if o.Dir == "" {
+		errs = append(errs, errors.New("no directory for the local state"))
+	}
+	if o.Device >= 1<<15 {
+		errs = append(errs, fmt.Errorf("device slot %d is not below 32768", o.Device))
+	}
+	for name, n := range map[string]int64{"journal": o.JournalMaxBytes, "clean cache": o.CleanMaxBytes, "segment": o.SegmentBytes} {
+		if n < 0 {
+			errs = append(errs, fmt.Errorf("negative size %d for %s", n, name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
-// Create describes a new inode.
-type Create struct {
-	Mode     uint32 // S_IFMT type and permission bits, before the umask
-	Umask    uint32 // applied unless the parent has a default ACL
-	UID, GID uint32
-	Rdev     uint32
-	Target   string // of a symbolic link
-	Excl     bool   // a regular file that exists is an error; else it is returned
+// remoteReader reads placed content whose local copy is gone.
+type remoteReader interface {
+	// ReadSlice fills dst with plaintext of the slice at, from off bytes past at.Off on.
+	ReadSlice(ctx context.Context, at metastore.Remote, off int, dst []byte) error
 }
 
-type RenameFlags uint32
+// Volume is an open volume. Its methods may be called from many goroutines.
+type Volume struct {
+	store   *cache.Store
+	db      *metastore.DB
+	inodes  *inodeTable
+	refs    references
+	reaper  *reaper
+	clock   func() time.Time
+	log     *slog.Logger
+	device  uint16
+	noAtime bool
+	dir     string
 
-const (
-	RenameNoReplace RenameFlags = 1 // RENAME_NOREPLACE
-	RenameExchange  RenameFlags = 2 // RENAME_EXCHANGE
-)
+	// mu orders mutations: it is held from the check of the state until the record is applied.
+	// It guards nextID, boundID and usage, and writes to lastSeq.
+	mu              sync.Mutex
+	nextID, boundID uint64
+	usage           usage
 
-// WriteFlags modify a write, a fallocate or a range copy.
-type WriteFlags struct {
-	KillPriv bool // caller without CAP_FSETID: clear setuid, and setgid where the group may execute
-	Append   bool // write at the end of the file, whatever the offset
+	lastSeq    atomic.Uint64         // journal sequence of the newest applied record
+	failed     atomic.Pointer[error] // set once: why the volume is read-only
+	foreground atomic.Int64          // reads and writes of callers in progress; background work yields to them
+	changed    chan struct{}         // one slot; signalled after each commit
+	capacity   atomic.Pointer[capacity]
+
+	remote  remoteReader                // nil without a network
+	virtual map[string]virtualAttribute // extended attributes that are computed; set before the volume is used
 }
 
-// Fallocate modes (FALLOC_FL_*).
-const (
-	FallocKeepSize  = 0x01
-	FallocPunchHole = 0x02
-	FallocZeroRange = 0x10
-)
-
-// Whence of Seek.
-const (
-	SeekData = 3
-	SeekHole = 4
-)
-
-// Dirent is one entry of a directory.
-type Dirent struct {
-	Ino    Ino
-	Type   uint8 // DT_*
-	Cookie uint64
-	Name   string
+// Open opens the local part of a volume, or makes a new one where Dir holds none. The journal's records that the
+// metastore does not have are replayed first.
+func Open(ctx context.Context, o Options) (*Volume, error) {
+	o.EnsureDefaults()
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("open volume: %w", err)
+	}
+	v := &Volume{
+		clock:   o.Clock,
+		log:     o.Logger,
+		device:  o.Device,
+		noAtime: o.NoAtime,
+		dir:     o.Dir,
+		changed: make(chan struct{}, 1),
+	}
+	v.refs.counts = make(map[Ino]uint64)
+	v.refs.orphans = make(map[Ino]struct{})
+	var err error
+	v.store, err = cache.Open(cache.Options{
+		Dir: filepath.Join(o.Dir, "journal"), Key: o.Key, Logger: o.Logger,
+		SegmentBytes: o.SegmentBytes, MaxJournalBytes: o.JournalMaxBytes, MaxCleanBytes: o.CleanMaxBytes,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open volume: local segment store: %w", err)
+	}
+	v.db, err = metastore.Open(metastore.Options{Dir: filepath.Join(o.Dir, "meta"), Key: o.Key, Journal: v.store})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open volume: metastore: %w", err), v.store.Close())
+	}
+	v.inodes = newInodeTable(v.db)
+	if err := v.start(o); err != nil {
+		return nil, errors.Join(fmt.Errorf("open volume: %w", err), v.db.Close(), v.store.Close())
+	}
+	v.reaper = startReaper(v)
+	return v, nil
 }
 
-// Xattr flags of SetXattr.
-const (
-	XattrCreate  = 1
-	XattrReplace = 2
-)
-
-// Stat is what statfs shows.
-type Stat struct {
-	BlockBytes          uint32
-	Blocks, Free, Avail uint64 // in BlockBytes
-	Files, FilesFree    uint64
-	NameMax             uint32
+// start replays the journal and brings the state in memory up.
+func (v *Volume) start(o Options) error {
+	if applied, last := v.db.Applied(), v.store.LastSeq(); applied > last {
+		return fmt.Errorf("the metastore is at record %d, the journal ends at %d: the journal lost flushed records or is of another time; run defs fsck", applied, last)
+	}
+	if err := v.store.Replay(v.db.Applied(), v.db.Apply); err != nil {
+		return fmt.Errorf("replay the journal: %w", err)
+	}
+	v.lastSeq.Store(v.db.Applied())
+	next, err := v.db.Counter(metastore.CounterIno)
+	if err != nil {
+		return fmt.Errorf("read the inode counter: %w", err)
+	}
+	v.nextID = max(next, idFirst)
+	v.boundID = v.nextID
+	if v.usage, err = readUsage(v.db); err != nil {
+		return err
+	}
+	switch _, err := v.inodes.get(RootIno); {
+	case err == nil:
+		return nil
+	case !errors.Is(err, NotExist):
+		return fmt.Errorf("read the root directory: %w", err)
+	case v.db.Applied() > 0:
+		return fmt.Errorf("the metastore holds %d records and no root directory: local state is damaged; run defs fsck", v.db.Applied())
+	}
+	_, err = v.commit(func(t *tx) error {
+		t.putInode(RootIno, metastore.Inode{
+			Mode: syscall.S_IFDIR | 0o755, UID: o.RootUID, GID: o.RootGID, Nlink: 2, Parent: RootIno,
+			Atime: t.now, Mtime: t.now, Ctime: t.now, Btime: t.now, Generation: 1,
+		})
+		t.inodes++
+		return nil
+	})
+	return err
 }
 
-func (v *Volume) Lookup(ctx context.Context, parent Ino, name string) (Attr, error) {
-	return Attr{}, nil
+// Sync makes everything acknowledged so far survive a power cut.
+func (v *Volume) Sync(ctx context.Context) error {
+	if err := v.flushAtimes(); err != nil {
+		return wrap("sync", 0, err)
+	}
+	return wrap("sync", 0, v.syncThrough(ctx, v.lastSeq.Load()))
 }
-func (v *Volume) GetAttr(ctx context.Context, ino Ino) (Attr, error)            { return Attr{}, nil }
-func (v *Volume) SetAttr(ctx context.Context, ino Ino, s SetAttr) (Attr, error) { return Attr{}, nil }
-func (v *Volume) Create(ctx context.Context, parent Ino, name string, c Create) (Attr, error) {
-	return Attr{}, nil
+
+func (v *Volume) syncThrough(ctx context.Context, seq uint64) error {
+	err := v.store.Sync(ctx, seq)
+	if errors.Is(err, cache.ErrReadOnly) {
+		v.fail(err)
+	}
+	return err
 }
-func (v *Volume) CreateTmp(ctx context.Context, parent Ino, c Create) (Attr, error) {
-	return Attr{}, nil
+
+// Close flushes and closes the local state. No other call may be running or follow.
+func (v *Volume) Close(ctx context.Context) error {
+	v.reaper.stop()
+	err := v.Sync(ctx)
+	return errors.Join(err, v.db.Close(), v.store.Close())
 }
-func (v *Volume) Link(ctx context.Context, ino, parent Ino, name string) (Attr, error) {
-	return Attr{}, nil
+
+// fail makes the volume read-only, for the first reason given.
+func (v *Volume) fail(cause error) {
+	err := fmt.Errorf("%w: %w", ReadOnly, cause)
+	if v.failed.CompareAndSwap(nil, &err) {
+		v.log.Error("the volume is read-only from now on", "cause", cause)
+	}
 }
-func (v *Volume) Unlink(ctx context.Context, parent Ino, name string) error { return nil }
-func (v *Volume) Rmdir(ctx context.Context, parent Ino, name string) error  { return nil }
-func (v *Volume) Rename(ctx context.Context, fromDir Ino, from string, toDir Ino, to string, flags RenameFlags) error {
+
+// failure returns why the volume is read-only, or nil.
+func (v *Volume) failure() error {
+	if p := v.failed.Load(); p != nil {
+		return *p
+	}
 	return nil
 }
-func (v *Volume) Readlink(ctx context.Context, ino Ino) (string, error) { return "", nil }
-
-// Acquire counts n references to an inode: one for each lookup count of the kernel and each open handle.
-func (v *Volume) Acquire(ino Ino, n uint64) {}
-
-// Release gives n references back.
-func (v *Volume) Release(ino Ino, n uint64) {}
-
-func (v *Volume) Read(ctx context.Context, ino Ino, off int64, dst []byte) (int, error) {
-	return 0, nil
-}
-func (v *Volume) Write(ctx context.Context, ino Ino, off int64, data []byte, f WriteFlags) (int, error) {
-	return 0, nil
-}
-func (v *Volume) Fsync(ctx context.Context, ino Ino) error { return nil }
-func (v *Volume) Fallocate(ctx context.Context, ino Ino, mode uint32, off, n int64, f WriteFlags) error {
-	return nil
-}
-func (v *Volume) Seek(ctx context.Context, ino Ino, off int64, whence int) (int64, error) {
-	return 0, nil
-}
-func (v *Volume) CopyRange(ctx context.Context, src Ino, srcOff int64, dst Ino, dstOff, n int64, f WriteFlags) (int64, error) {
-	return 0, nil
-}
-
-// ReadDir calls fn for each entry with a cookie above after, in cookie order, until fn returns false.
-// Real cookies are at least 3; "." and ".." are the caller's, with cookies 1 and 2.
-func (v *Volume) ReadDir(ctx context.Context, ino Ino, after uint64, fn func(Dirent) bool) error {
-	return nil
-}
-
-// Parent returns the directory that holds directory ino; the root is its own parent.
-func (v *Volume) Parent(ctx context.Context, ino Ino) (Ino, error) { return 0, nil }
-
-func (v *Volume) GetXattr(ctx context.Context, ino Ino, name string) ([]byte, error) { return nil, nil }
-func (v *Volume) SetXattr(ctx context.Context, ino Ino, name string, value []byte, flags uint32) error {
-	return nil
-}
-func (v *Volume) ListXattr(ctx context.Context, ino Ino) ([]string, error)    { return nil, nil }
-func (v *Volume) RemoveXattr(ctx context.Context, ino Ino, name string) error { return nil }
-func (v *Volume) StatFS(ctx context.Context) (Stat, error)                    { return Stat{}, nil }
