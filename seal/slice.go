@@ -106,15 +106,16 @@ func newSliceKey(contentKey, salt *[32]byte, c SliceContext) (sliceKey, error) {
 	return k, nil
 }
 
-// segmentNonce is the STREAM nonce (Hoang, Reyhanitabar, Rogaway, Vizár 2015):
-// 7 zero bytes, for the key is used once, the segment number and whether the
-// segment is the last. So segments cannot be reordered, dropped or cut off.
-func segmentNonce(segment int, last bool) (nonce [12]byte) {
+// setSegmentNonce makes nonce the STREAM nonce (Hoang, Reyhanitabar, Rogaway,
+// Vizár 2015) of a segment: 7 zero bytes, for the key is used once, the number
+// of the segment and whether it is the last. So segments cannot be reordered,
+// dropped or cut off.
+func setSegmentNonce(nonce []byte, segment int, last bool) {
 	binary.BigEndian.PutUint32(nonce[7:], uint32(segment))
+	nonce[11] = 0
 	if last {
 		nonce[11] = 1
 	}
-	return nonce
 }
 
 // SealSlice appends the sealed slice, SealedBytes(len(plain)) bytes, to dst.
@@ -132,10 +133,11 @@ func SealSlice(dst []byte, contentKey, salt [32]byte, c SliceContext, plain []by
 	dst = slices.Grow(dst, SealedBytes(len(plain)))
 	dst = append(dst, k.commitment[:]...)
 	segments := c.segments()
+	nonce := make([]byte, 12)
 	for i := range segments {
 		from := i * SegmentBytes
-		nonce := segmentNonce(i, i == segments-1)
-		dst = k.aead.Seal(dst, nonce[:], plain[from:min(from+SegmentBytes, len(plain))], k.context[:])
+		setSegmentNonce(nonce, i, i == segments-1)
+		dst = k.aead.Seal(dst, nonce, plain[from:min(from+SegmentBytes, len(plain))], k.context[:])
 	}
 	return dst, nil
 }
@@ -192,7 +194,9 @@ func OpenSegments(dst []byte, contentKey, salt [32]byte, c SliceContext, first i
 		return nil, sliceError(c, "segment %d of %d", first, total)
 	}
 	lastBytes := int(c.Length) - (total-1)*SegmentBytes + tagBytes
-	dst = slices.Grow(dst, len(part))
+	tags := (len(part) + sealedSegmentBytes - 1) / sealedSegmentBytes * tagBytes
+	dst = slices.Grow(dst, max(0, len(part)-tags))
+	nonce := make([]byte, 12)
 	for i := first; len(part) > 0; i++ {
 		size := sealedSegmentBytes
 		if i == total-1 {
@@ -201,8 +205,8 @@ func OpenSegments(dst []byte, contentKey, salt [32]byte, c SliceContext, first i
 		if i >= total || len(part) < size {
 			return nil, sliceError(c, "%d bytes are not whole segments from number %d of %d", len(part), i, total)
 		}
-		nonce := segmentNonce(i, i == total-1)
-		if dst, err = k.aead.Open(dst, nonce[:], part[:size], k.context[:]); err != nil {
+		setSegmentNonce(nonce, i, i == total-1)
+		if dst, err = k.aead.Open(dst, nonce, part[:size], k.context[:]); err != nil {
 			return nil, sliceError(c, "segment %d of %d does not verify", i, total)
 		}
 		part = part[size:]

@@ -216,7 +216,7 @@ func TestOpenSliceUsesTheRoomItIsGiven(t *testing.T) {
 	plain := noise(5, 1<<20)
 	c := testContext(len(plain))
 	sealed := mustSeal(t, c, plain)
-	room := make([]byte, 0, len(plain)+tagBytes)
+	room := make([]byte, 0, len(plain))
 	opened, err := OpenSlice(room, testKey, testSalt, c, sealed)
 	if err != nil || &opened[0] != &room[:1][0] {
 		t.Fatalf("opened elsewhere: %v", err)
