@@ -85,7 +85,7 @@ func (p *streamPool) trim(before time.Time) {
 
 // Call sends one request to a member. See Transport.Call.
 func (h *Host) Call(ctx context.Context, to placement.NodeID, req *wire.Request, body []byte) (*wire.Reply, []byte, error) {
-	op := opOf(req)
+	op := OpOf(req)
 	if len(body) > BodyBytesMax {
 		return nil, nil, fmt.Errorf("%s to %s: %w: body of %d bytes, at most %d", op, to, ErrTooLarge, len(body), BodyBytesMax)
 	}
@@ -117,7 +117,7 @@ func (h *Host) callSelf(ctx context.Context, op string, req *wire.Request, body 
 		Member: Member{ID: h.id, Role: Role(h.o.Certificate.Role), Host: h.o.Host, Zone: h.o.Zone, Certificate: h.o.Certificate},
 		Nonce:  h.drawNonce(h.id, h.session),
 	}
-	rep, replyBody := h.handle(ctx, from, op, req, body)
+	rep, replyBody := h.handle(ctx, from, req, body)
 	if rep.Status != wire.Status_STATUS_OK {
 		return rep, nil, &StatusError{Op: op, Peer: h.id, Status: rep.Status, Message: rep.Error}
 	}
@@ -332,13 +332,4 @@ func (h *Host) failed(m *member, now time.Time) {
 		m.unreachable = true
 		h.table.notify()
 	}
-}
-
-// opOf names the operation of a request by its field name.
-func opOf(req *wire.Request) string {
-	r := req.ProtoReflect()
-	if f := r.WhichOneof(r.Descriptor().Oneofs().ByName("op")); f != nil {
-		return string(f.Name())
-	}
-	return "empty request"
 }

@@ -159,7 +159,7 @@ func decodeGossip(kind topicKind, author placement.NodeID, data []byte) (proto.M
 		decoded, ok = d, func() bool { return len(d.Peer) <= peerIDBytesMax }
 	case topicHeads:
 		n := new(wire.HeadNotice)
-		decoded, ok = n, func() bool { return len(n.Address) == 32 }
+		decoded, ok = n, func() bool { return CheckHeadNotice(n) == nil }
 	case topicLookups:
 		l := new(wire.Lookup)
 		decoded, ok = l, func() bool { return l.Sender == string(author) && checkLookup(l) == nil }
@@ -173,10 +173,29 @@ func decodeGossip(kind topicKind, author placement.NodeID, data []byte) (proto.M
 	return decoded, nil
 }
 
+// PrepareLookup fills in the sender and, where empty, the nonce of a lookup,
+// and checks its bounds: it is what Broadcast does first.
+func PrepareLookup(l *wire.Lookup, sender placement.NodeID) error {
+	l.Sender = string(sender)
+	if len(l.Nonce) == 0 {
+		l.Nonce = make([]byte, lookupNonceBytes)
+		_, _ = rand.Read(l.Nonce)
+	}
+	return checkLookup(l)
+}
+
 func checkLookup(l *wire.Lookup) error {
 	wrong := slices.ContainsFunc(l.Blinds, func(b []byte) bool { return len(b) != 32 })
 	if len(l.Nonce) != lookupNonceBytes || len(l.Blinds) == 0 || len(l.Blinds) > lookupBlindsMax || wrong {
 		return fmt.Errorf("lookup: want a nonce of %d bytes and 1 to %d blinds of 32 bytes", lookupNonceBytes, lookupBlindsMax)
+	}
+	return nil
+}
+
+// CheckHeadNotice checks the bounds of a head announcement.
+func CheckHeadNotice(n *wire.HeadNotice) error {
+	if len(n.Address) != 32 {
+		return fmt.Errorf("head announcement: address of %d bytes, want 32", len(n.Address))
 	}
 	return nil
 }
@@ -217,12 +236,7 @@ func (g *gossip) close() { g.cancel() }
 
 // Broadcast gossips a lookup. See Transport.Broadcast.
 func (h *Host) Broadcast(ctx context.Context, lookup *wire.Lookup) error {
-	lookup.Sender = string(h.id)
-	if len(lookup.Nonce) == 0 {
-		lookup.Nonce = make([]byte, lookupNonceBytes)
-		_, _ = rand.Read(lookup.Nonce)
-	}
-	if err := checkLookup(lookup); err != nil {
+	if err := PrepareLookup(lookup, h.id); err != nil {
 		return err
 	}
 	return h.gossip.publish(ctx, topicLookups, lookup)
@@ -230,8 +244,8 @@ func (h *Host) Broadcast(ctx context.Context, lookup *wire.Lookup) error {
 
 // AnnounceHead gossips that a head has moved on. See Transport.AnnounceHead.
 func (h *Host) AnnounceHead(ctx context.Context, notice *wire.HeadNotice) error {
-	if len(notice.Address) != 32 {
-		return fmt.Errorf("announce head: address of %d bytes, want 32", len(notice.Address))
+	if err := CheckHeadNotice(notice); err != nil {
+		return err
 	}
 	return h.gossip.publish(ctx, topicHeads, notice)
 }

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/placement"
@@ -135,39 +137,57 @@ func (h *Host) serveOp(from Peer, req *wire.Request, body []byte) (*wire.Reply, 
 		said, more := h.table.page(placement.NodeID(op.Members.GetAfter()))
 		rep.Result = &wire.Reply_Members{Members: &wire.Members{Members: said, More: more}}
 	default:
-		return h.handle(h.ctx, from, opOf(req), req, body)
+		return h.handle(h.ctx, from, req, body)
 	}
 	return rep, nil
 }
 
-// handle runs the handler and turns what it returns into a reply that can be
-// sent.
-func (h *Host) handle(ctx context.Context, from Peer, op string, req *wire.Request, body []byte) (rep *wire.Reply, replyBody []byte) {
-	handler := h.handler.Load()
+// handle runs the handler, and logs what its caller is not told.
+func (h *Host) handle(ctx context.Context, from Peer, req *wire.Request, body []byte) (*wire.Reply, []byte) {
+	var handler Handler
+	if f := h.handler.Load(); f != nil {
+		handler = *f
+	}
+	rep, replyBody, err := Answer(ctx, handler, from, req, body)
+	if err != nil {
+		h.log.Error("A request failed.", "op", OpOf(req), "peer", string(from.Member.ID), "err", err)
+	}
+	return rep, replyBody
+}
+
+// Answer runs handler, which may be nil, and makes of its result a reply that
+// can be sent. The error is for the log of this side: what STATUS_INTERNAL
+// stands for. Handlers that panic have failed: one bad request must not end a
+// node that holds the shards of others.
+func Answer(ctx context.Context, handler Handler, from Peer, req *wire.Request, body []byte) (rep *wire.Reply, replyBody []byte, err error) {
 	if handler == nil {
-		return &wire.Reply{Version: WireVersion, Status: wire.Status_STATUS_BUSY, Error: "not ready yet"}, nil
+		return &wire.Reply{Version: WireVersion, Status: wire.Status_STATUS_BUSY, Error: "not ready yet"}, nil, nil
 	}
 	defer func() {
-		if p := recover(); p != nil { // one bad request must not end a node that holds others' shards
-			h.log.Error("A handler panicked; the request failed.", "op", op, "peer", string(from.Member.ID), "panic", p, "stack", string(debug.Stack()))
+		if p := recover(); p != nil {
 			rep, replyBody = &wire.Reply{Version: WireVersion, Status: wire.Status_STATUS_INTERNAL, Error: internalText}, nil
+			err = fmt.Errorf("handler panicked: %v\n%s", p, debug.Stack())
 		}
 	}()
-	rep, replyBody, err := (*handler)(ctx, from, req, body)
+	rep, replyBody, err = handler(ctx, from, req, body)
 	if err == nil && len(replyBody) > BodyBytesMax {
-		err = ErrTooLarge
+		err = fmt.Errorf("%w: reply body of %d bytes, at most %d", ErrTooLarge, len(replyBody), BodyBytesMax)
+	}
+	if err == nil && rep != nil && proto.Size(rep) > MessageBytesMax-16 {
+		err = fmt.Errorf("%w: reply of %d bytes, at most %d", ErrTooLarge, proto.Size(rep), MessageBytesMax)
 	}
 	if err != nil {
-		if StatusOf(err) == wire.Status_STATUS_INTERNAL {
-			h.log.Error("A request failed.", "op", op, "peer", string(from.Member.ID), "err", err)
+		rep = &wire.Reply{Version: WireVersion, Status: StatusOf(err), Error: messageOf(err)}
+		if rep.Status != wire.Status_STATUS_INTERNAL {
+			err = nil
 		}
-		return &wire.Reply{Version: WireVersion, Status: StatusOf(err), Error: messageOf(err)}, nil
+		return rep, nil, err
 	}
 	if rep == nil {
 		rep = new(wire.Reply)
 	}
 	rep.Version, rep.BodyBytes = WireVersion, uint64(len(replyBody))
-	return rep, replyBody
+	return rep, replyBody, nil
 }
 
 const internalText = "the request failed there; the log of that peer says why"
@@ -179,5 +199,15 @@ func messageOf(err error) string {
 	if !errors.As(err, &se) {
 		return internalText
 	}
-	return se.Message[:min(len(se.Message), errorTextMax)]
+	return strings.ToValidUTF8(se.Message[:min(len(se.Message), errorTextMax)], "")
+}
+
+// OpOf names the operation of a request by its field name, such as
+// "put_shard".
+func OpOf(req *wire.Request) string {
+	r := req.ProtoReflect()
+	if f := r.WhichOneof(r.Descriptor().Oneofs().ByName("op")); f != nil {
+		return string(f.Name())
+	}
+	return "empty request"
 }
