@@ -41,6 +41,7 @@ type shardEntry struct {
 	location
 	Uptime      uint64 // of the put
 	Provisional bool
+	Proof       []byte // of the commit, at most proofBytesMax
 	Partner     string
 }
 
@@ -163,18 +164,22 @@ func (e shardEntry) encode() []byte {
 	} else {
 		b = append(b, 0)
 	}
+	b = append(append(b, byte(len(e.Proof))), e.Proof...)
 	return append(b, e.Partner...)
 }
 
 func decodeShardEntry(b []byte) (shardEntry, error) {
-	if len(b) < locationBytes+9 {
+	const fixed = locationBytes + 10
+	if len(b) < fixed || len(b) < fixed+int(b[fixed-1]) {
 		return shardEntry{}, errIndex
 	}
+	partner := fixed + int(b[fixed-1])
 	return shardEntry{
 		location:    decodeLocation(b),
 		Uptime:      binary.BigEndian.Uint64(b[locationBytes:]),
 		Provisional: b[locationBytes+8] == 1,
-		Partner:     string(b[locationBytes+9:]),
+		Proof:       append([]byte(nil), b[fixed:partner]...),
+		Partner:     string(b[partner:]),
 	}, nil
 }
 
@@ -306,7 +311,7 @@ func (x *indexer) change(r logged) error {
 		return err
 	}
 	if r.header.Kind == kindCommit {
-		e.Provisional = false
+		e.Provisional, e.Proof = false, r.meta.Blob
 	} else {
 		e.Partner = r.meta.Partner
 	}

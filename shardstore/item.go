@@ -16,11 +16,11 @@ func (s *Store) PutLock(ctx context.Context, blind [32]byte, version uint32, loc
 	p := newPending(kindLock, &meta{ID: blind, Version: uint64(version), Blob: lock})
 	return s.putItem(ctx, "put lock", prefixLock, blind, uint64(version), p, func(old itemEntry) (bool, error) {
 		_, m, _, err := s.recordMeta(old.location)
-		if err != nil && !errors.Is(err, ErrCorrupt) {
-			return false, err
+		if errors.Is(err, ErrCorrupt) {
+			err = errReplace
 		}
-		return err == nil && string(m.Blob) == string(lock), nil
-	}, false)
+		return err == nil && string(m.Blob) == string(lock), err
+	})
 }
 
 // Lock returns the newest lock of a stripe. ErrNotFound, ErrCorrupt.
@@ -36,12 +36,46 @@ func (s *Store) Lock(blind [32]byte) (version uint32, lock []byte, err error) {
 	return uint32(e.Version), m.Blob, nil
 }
 
-// PutIndex stores a stripe's index record: a higher version replaces what is
-// stored, an equal one does so too (the caller merges holder moves), a lower
-// one is refused with ErrStale.
+// PutIndex stores a stripe's index record. A lower version than the stored one
+// is refused with ErrStale; at an equal one what is stored stays.
 func (s *Store) PutIndex(ctx context.Context, blind [32]byte, version uint64, record []byte) error {
 	p := newPending(kindIndex, &meta{ID: blind, Version: version}, record)
-	return s.putItem(ctx, "put index record", prefixIndex, blind, version, p, nil, true)
+	return s.putItem(ctx, "put index record", prefixIndex, blind, version, p, func(old itemEntry) (bool, error) {
+		_, err := s.readData(old.location)
+		if errors.Is(err, ErrCorrupt) {
+			return false, errReplace
+		}
+		return true, err
+	})
+}
+
+// UpdateIndex replaces a stripe's index record, within its version, by what
+// update makes of it; nil for no change. update must be quick: the store takes
+// no other changes meanwhile. ErrNotFound, ErrCorrupt, and update's errors.
+func (s *Store) UpdateIndex(ctx context.Context, blind [32]byte, update func(record []byte) ([]byte, error)) error {
+	seq, err := s.change(ctx, idKey(prefixIndex, blind), func() (*pending, error) {
+		e, err := s.item(prefixIndex, blind)
+		if err != nil {
+			return nil, err
+		}
+		record, err := s.readData(e.location)
+		if err != nil {
+			return nil, err
+		}
+		record, err = update(record)
+		if err != nil || record == nil {
+			return nil, err
+		}
+		p := newPending(kindIndex, &meta{ID: blind, Version: e.Version}, record)
+		return &p, nil
+	})
+	if err == nil {
+		err = s.wait(ctx, seq)
+	}
+	if err != nil {
+		return fmt.Errorf("update index record of %x: %w", blind[:8], err)
+	}
+	return nil
 }
 
 // Index returns a stripe's index record. ErrNotFound, ErrCorrupt.
@@ -87,11 +121,11 @@ func (s *Store) PutHead(ctx context.Context, address [32]byte, sequence uint64, 
 	p := newPending(kindHead, &meta{ID: address, Version: sequence}, head)
 	return s.putItem(ctx, "put head", prefixHead, address, sequence, p, func(old itemEntry) (bool, error) {
 		stored, err := s.readData(old.location)
-		if err != nil && !errors.Is(err, ErrCorrupt) {
-			return false, err
+		if errors.Is(err, ErrCorrupt) {
+			err = errReplace
 		}
-		return err == nil && string(stored) == string(head), nil
-	}, false)
+		return err == nil && string(stored) == string(head), err
+	})
 }
 
 // Head returns the newest head of an address. ErrNotFound, ErrCorrupt.
@@ -99,11 +133,13 @@ func (s *Store) Head(address [32]byte) (sequence uint64, head []byte, err error)
 	return s.itemData("head", prefixHead, address)
 }
 
+// errReplace tells putItem that what is stored is damaged.
+var errReplace = errors.New("stored item is damaged")
+
 // putItem appends p when version is higher than what is stored. At an equal
-// version it does so if replace is set or what is stored is damaged; same says
-// whether what is stored is the same, nil for never.
+// version same says whether what is stored will do, or errReplace.
 func (s *Store) putItem(ctx context.Context, op string, prefix byte, id [32]byte, version uint64, p pending,
-	same func(itemEntry) (bool, error), replace bool,
+	same func(itemEntry) (bool, error),
 ) error {
 	seq, err := s.change(ctx, idKey(prefix, id), func() (*pending, error) {
 		old, found, err := get(s.index, idKey(prefix, id), decodeItemEntry)
@@ -113,13 +149,13 @@ func (s *Store) putItem(ctx context.Context, op string, prefix byte, id [32]byte
 		if version < old.Version {
 			return nil, fmt.Errorf("%w: %d, offered %d", ErrStale, old.Version, version)
 		}
-		if version > old.Version || replace {
-			return &p, nil
-		}
-		if _, _, _, err := s.recordMeta(old.location); errors.Is(err, ErrCorrupt) {
+		if version > old.Version {
 			return &p, nil
 		}
 		equal, err := same(old)
+		if errors.Is(err, errReplace) {
+			return &p, nil
+		}
 		if err == nil && !equal {
 			err = fmt.Errorf("%w: another one of version %d", ErrStale, version)
 		}

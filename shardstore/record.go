@@ -15,6 +15,7 @@ const (
 	recordAlign       = 64
 	sumBlockBytes     = 16 << 10 // bytes of data under one CRC32C
 	metaBytesMax      = 128 << 10
+	proofBytesMax     = 255
 	dataBytesMax      = 40 << 20 // a 32 MiB shard, its outboard and column
 	formatVersion     = 1
 )
@@ -159,7 +160,7 @@ type meta struct {
 	Coded       uint32   // shard: bytes of coded data, which come first
 	Outboard    uint32   // shard: bytes of the outboard, which comes second; the column is last
 	Partner     string   // shard, partner
-	Blob        []byte   // shard: manifest; lock: the lock
+	Blob        []byte   // shard: manifest; lock: the lock; commit: the proof
 }
 
 const flagProvisional = 1
@@ -229,7 +230,7 @@ func decodeMeta(h recordHeader, b []byte) (m meta, sums []byte, err error) {
 	if short {
 		return m, nil, fmt.Errorf("%w: meta is short", errRecord)
 	}
-	if h.Kind == kindShard || h.Kind == kindLock {
+	if h.Kind == kindShard || h.Kind == kindLock || h.Kind == kindCommit && len(b) <= proofBytesMax {
 		m.Blob = b
 	} else if len(b) != 0 {
 		return m, nil, fmt.Errorf("%w: %d bytes too many in meta", errRecord, len(b))

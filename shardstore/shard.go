@@ -29,6 +29,7 @@ type ShardInfo struct {
 	Key
 	Partner     string
 	Provisional bool
+	Proof       []byte // given to Commit
 }
 
 // Range is part of a shard.
@@ -91,7 +92,7 @@ func (s *Store) putShard(ctx context.Context, sh Shard, replace bool) error {
 		err = s.wait(ctx, seq)
 	}
 	if err == nil && stored && commit {
-		err = s.Commit(ctx, sh.Key)
+		err = s.Commit(ctx, nil, sh.Key)
 	}
 	if err == nil && stored && partner {
 		err = s.SetPartner(ctx, sh.Key, sh.Partner)
@@ -115,7 +116,7 @@ func (s *Store) Stat(key Key) (ShardInfo, error) {
 }
 
 func (e shardEntry) info(key Key) ShardInfo {
-	return ShardInfo{Key: key, Partner: e.Partner, Provisional: e.Provisional}
+	return ShardInfo{Key: key, Partner: e.Partner, Provisional: e.Provisional, Proof: e.Proof}
 }
 
 // Has says whether the shard is stored; damage is not looked for.
@@ -284,14 +285,18 @@ func (s *Store) onShards(ctx context.Context, keys []Key, build func(Key, shardE
 	return found, s.wait(ctx, last)
 }
 
-// Commit makes provisional shards permanent. ErrNotFound when one of them is
+// Commit makes provisional shards permanent. proof, at most 255 bytes and
+// opaque here, is kept for whoever gets a copy. ErrNotFound when one of them is
 // not stored; the others are committed all the same.
-func (s *Store) Commit(ctx context.Context, keys ...Key) error {
+func (s *Store) Commit(ctx context.Context, proof []byte, keys ...Key) error {
+	if len(proof) > proofBytesMax {
+		return fmt.Errorf("commit shards: proof of %d bytes", len(proof))
+	}
 	found, err := s.onShards(ctx, keys, func(k Key, e shardEntry) *pending {
 		if !e.Provisional {
 			return nil
 		}
-		p := newPending(kindCommit, &meta{Key: k})
+		p := newPending(kindCommit, &meta{Key: k, Blob: proof})
 		return &p
 	})
 	return notFound("commit shards", keys, found, err)

@@ -227,7 +227,9 @@ func (s *Store) append(p *pending) (uint64, error) {
 	if err != nil {
 		panic(fmt.Sprintf("shard store: own record does not decode: %v", err))
 	}
-	m.Blob = nil // the index does not keep it
+	if p.kind != kindCommit {
+		m.Blob = nil // the index does not keep it
+	}
 	loc := location{Pack: s.pack.id, Offset: s.packOffset, Seq: h.Seq, Meta: h.Meta, Data: h.Data}
 	s.queue = append(s.queue, logged{header: h, meta: m, loc: loc})
 	s.queueBytes += uint64(h.bytes())

@@ -302,7 +302,7 @@ func TestProvisionalExpires(t *testing.T) {
 		}
 	}
 	clk.advance(23 * time.Hour)
-	if err := errors.Join(s.Sweep(ctx), s.Commit(ctx, b.Key)); err != nil {
+	if err := errors.Join(s.Sweep(ctx), s.Commit(ctx, []byte("proof"), b.Key)); err != nil {
 		t.Fatal(err)
 	}
 	if !s.Has(a.Key) {
@@ -315,10 +315,13 @@ func TestProvisionalExpires(t *testing.T) {
 	if s.Has(a.Key) || !s.Has(b.Key) || !s.Has(c.Key) {
 		t.Fatal("wrong shards expired")
 	}
+	if i, err := s.Stat(b.Key); err != nil || string(i.Proof) != "proof" {
+		t.Fatalf("proof is not kept: %+v %v", i, err)
+	}
 	if err := s.PutShard(ctx, a); err != nil {
 		t.Fatalf("an expired shard may come again: %v", err)
 	}
-	if err := s.Commit(ctx, a.Key, testShard(9, 1).Key); !errors.Is(err, ErrNotFound) {
+	if err := s.Commit(ctx, nil, a.Key, testShard(9, 1).Key); !errors.Is(err, ErrNotFound) {
 		t.Fatal(err)
 	}
 	if i, _ := s.Stat(a.Key); i.Provisional {
@@ -332,7 +335,8 @@ func TestItems(t *testing.T) {
 	id := [32]byte{1, 2, 3}
 	if err := errors.Join(
 		s.PutLock(ctx, id, 2, []byte("lock2")), s.PutLock(ctx, id, 2, []byte("lock2")),
-		s.PutIndex(ctx, id, 5, []byte("five")), s.PutIndex(ctx, id, 5, []byte("five, moved")),
+		s.PutIndex(ctx, id, 5, []byte("five")), s.PutIndex(ctx, id, 5, []byte("five again")),
+		s.UpdateIndex(ctx, id, func(old []byte) ([]byte, error) { return append(old, ", moved"...), nil }),
 		s.PutHead(ctx, id, 7, []byte("head7")), s.PutHead(ctx, id, 7, []byte("head7")), s.PutHead(ctx, id, 8, bytes.Repeat([]byte("8"), 1<<20)),
 	); err != nil {
 		t.Fatal(err)
