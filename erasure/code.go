@@ -21,7 +21,8 @@ const (
 )
 
 // Code encodes and rebuilds stripes of k data and m parity shards. It is safe
-// for concurrent use. Building one costs 10 to 250 µs: keep it, see Codes.
+// for concurrent use. Building one costs 5 µs for 4+2, 25 µs for 10+4 and 12 ms
+// for 100+100: keep it, see Codes.
 type Code struct {
 	k, m   int
 	shards reedsolomon.Encoder // (k, m)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 )
 
 // Choose draws the holders of a stripe's n shards: len(pairs) == n, pairs[i]
@@ -27,11 +28,14 @@ func Choose(rng *rand.Rand, nodes []Node, n int, mirror bool) ([]Pair, error) {
 	}
 	pairs := make([]Pair, n)
 	for i := range pairs {
-		primary := d.take(func(c *candidate) rank { return d.primaryRank(c) })
-		pairs[i].Primary = primary.ID
-		if mirror {
-			pairs[i].Mirror = d.take(func(c *candidate) rank { return d.mirrorRank(c, primary) }).ID
+		if !mirror {
+			pairs[i].Primary = d.take(d.spreadRank).ID
+			continue
 		}
+		d.apart = d.pairsApart(n - 1 - i)
+		primary := d.take(d.primaryRank)
+		d.primary, d.apart = primary, d.pairsApart(n-1-i)
+		pairs[i] = Pair{primary.ID, d.take(d.mirrorRank).ID}
 	}
 	return pairs, nil
 }
@@ -45,15 +49,21 @@ type candidate struct {
 
 // draw is the state of one Choose.
 type draw struct {
-	rng     *rand.Rand
-	free    []*candidate
-	hosts   map[string]int // copies placed so far in each domain
-	subnets map[string]int
-	zones   map[string]int
+	rng        *rand.Rand
+	free       []*candidate
+	freeOnHost map[string]int
+	hosts      map[string]int // copies placed so far in each domain
+	subnets    map[string]int
+	zones      map[string]int
+	primary    *candidate // of the pair whose mirror is drawn
+	apart      apart
 }
 
 func newDraw(rng *rand.Rand, nodes []Node) *draw {
-	d := &draw{rng: rng, hosts: map[string]int{}, subnets: map[string]int{}, zones: map[string]int{}}
+	d := &draw{
+		rng: rng, freeOnHost: map[string]int{},
+		hosts: map[string]int{}, subnets: map[string]int{}, zones: map[string]int{},
+	}
 	seen := make(map[NodeID]bool, len(nodes))
 	for i := range nodes {
 		node := &nodes[i]
@@ -62,7 +72,9 @@ func newDraw(rng *rand.Rand, nodes []Node) *draw {
 			continue
 		}
 		seen[node.ID] = true
-		d.free = append(d.free, &candidate{Node: node, host: hostName(node.Host, node.ID), score: score})
+		c := &candidate{Node: node, host: hostName(node.Host, node.ID), score: score}
+		d.free = append(d.free, c)
+		d.freeOnHost[c.host]++
 	}
 	return d
 }
@@ -75,6 +87,29 @@ func hostName(host string, id NodeID) string {
 	}
 	return host
 }
+
+// apart says whether the pairs still to be drawn can each lie on two hosts.
+// left pairs can if and only if 2·left free nodes remain with at most left on
+// one host, that is if the sum of min(free nodes, left) over hosts allows it.
+type apart struct {
+	left  int // pairs after the one being drawn
+	slack int // nodes more than needed in that sum
+	large int // hosts with more than left free nodes: taking one there costs nothing
+}
+
+func (d *draw) pairsApart(left int) apart {
+	a := apart{left: left, slack: -2 * left}
+	for _, free := range d.freeOnHost {
+		a.slack += min(free, left)
+		if free > left {
+			a.large++
+		}
+	}
+	return a
+}
+
+// cost is what taking one of a host's free nodes takes from the slack.
+func (a apart) cost(free int) int { return one(free <= a.left) }
 
 // rank orders candidates; lower ones are taken first, entry by entry.
 type rank [6]int
@@ -89,31 +124,39 @@ func (r rank) compare(other rank) int {
 	return 0
 }
 
-func (d *draw) primaryRank(c *candidate) rank {
+// spreadRank keeps copies evenly spread over hosts, then subnets, then zones.
+func (d *draw) spreadRank(c *candidate) rank {
 	return rank{d.hosts[c.host], d.subnets[c.Subnet], d.zones[c.Zone]}
+}
+
+// primaryRank first keeps later pairs possible: one that leaves no mirror on
+// another host, or no two hosts for a later pair, comes last.
+func (d *draw) primaryRank(c *candidate) rank {
+	free := d.freeOnHost[c.host]
+	largeElsewhere := d.apart.large - one(free > d.apart.left)
+	slack := d.apart.slack - d.apart.cost(free) - one(largeElsewhere == 0)
+	alone := len(d.freeOnHost) == 1
+	return rank{one(alone || slack < 0), d.hosts[c.host], d.subnets[c.Subnet], d.zones[c.Zone]}
 }
 
 // mirrorRank puts the host before partnership, because a mirror that dies with
 // its primary is none, and partnership before subnet and zone, because partners
 // are chosen to be near.
-func (d *draw) mirrorRank(c, primary *candidate) rank {
+func (d *draw) mirrorRank(c *candidate) rank {
 	return rank{
-		one(c.host == primary.host),
+		one(c.host == d.primary.host),
+		one(d.apart.slack < d.apart.cost(d.freeOnHost[c.host])),
 		d.hosts[c.host],
-		one(!isPartner(c, primary)),
-		one(c.Subnet == primary.Subnet),
-		d.subnets[c.Subnet],
-		d.zones[c.Zone],
+		one(!isPartner(c, d.primary)),
+		one(c.Subnet == d.primary.Subnet) + d.subnets[c.Subnet],
+		one(c.Zone == d.primary.Zone) + d.zones[c.Zone],
 	}
 }
 
+// isPartner reports whether either node names the other: the newer of the two
+// views is right, and each node knows its own first.
 func isPartner(a, b *candidate) bool {
-	for _, id := range b.Partners {
-		if id == a.ID {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(b.Partners, a.ID) || slices.Contains(a.Partners, b.ID)
 }
 
 func one(condition bool) int {
@@ -154,6 +197,9 @@ func (d *draw) take(rankOf func(*candidate) rank) *candidate {
 	c := d.free[chosen]
 	d.free[chosen] = d.free[len(d.free)-1]
 	d.free = d.free[:len(d.free)-1]
+	if d.freeOnHost[c.host]--; d.freeOnHost[c.host] == 0 {
+		delete(d.freeOnHost, c.host)
+	}
 	d.hosts[c.host]++
 	d.subnets[c.Subnet]++
 	d.zones[c.Zone]++
