@@ -223,7 +223,7 @@ const (
 
 // MarshalBinary returns the value of an "s" key.
 func (s StripeInfo) MarshalBinary() ([]byte, error) {
-	if s.K < 1 || s.K > 100 || s.M < 0 || s.M > 100 || len(s.Holders) != s.K+s.M || len(s.Roots) != s.K+s.M ||
+	if (s.Purpose != PurposeContent && s.Purpose != PurposeLog) || s.K < 1 || s.K > 100 || s.M < 0 || s.M > 100 || len(s.Holders) != s.K+s.M || len(s.Roots) != s.K+s.M ||
 		s.IndexAcks < 0 || s.IndexAcks > 255 || s.IndexKeepers < 0 || s.IndexKeepers > 255 {
 		return nil, fmt.Errorf("encode stripe: %d+%d shards with %d holders, %d of %d keepers: out of range",
 			s.K, s.M, len(s.Holders), s.IndexAcks, s.IndexKeepers)

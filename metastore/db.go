@@ -96,9 +96,9 @@ type DB struct {
 // from Applied before anything else. ErrCorrupt says that files were damaged,
 // are sealed with another key, or are older than they were; rebuild the
 // metastore then from the published log and the journal.
-func Open(o Options) (*DB, error) { return open(o, vfs.Default) }
+func Open(o Options) (*DB, error) { return open(o, vfs.Default, memTableBytes) }
 
-func open(o Options, inner vfs.FS) (*DB, error) {
+func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 	o.EnsureDefaults()
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -113,11 +113,8 @@ func open(o Options, inner vfs.FS) (*DB, error) {
 	if db.fs, err = newSealedFS(inner, o.Key, db.beforeSync(o.Journal)); err != nil {
 		return nil, fmt.Errorf("metastore: open: %w", err)
 	}
-	if err := inner.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("metastore: open: %w", err)
-	}
 	db.cache = pebble.NewCache(blockCacheBytes)
-	db.pebble, err = pebble.Open(o.Dir, db.pebbleOptions())
+	db.pebble, err = pebble.Open(o.Dir, db.pebbleOptions(memTableBytes))
 	if err != nil {
 		db.cache.Unref()
 		return nil, wrapError("open", err)
@@ -159,7 +156,7 @@ func (db *DB) load() error {
 	return nil
 }
 
-func (db *DB) pebbleOptions() *pebble.Options {
+func (db *DB) pebbleOptions(memTableBytes uint64) *pebble.Options {
 	po := &pebble.Options{
 		FS:                 db.fs,
 		DisableWAL:         true,
@@ -179,7 +176,11 @@ func (db *DB) pebbleOptions() *pebble.Options {
 		EventListener: &pebble.EventListener{
 			BackgroundError: func(err error) {
 				// Called under Pebble's lock: only take note.
-				db.logger.Error("metastore: background write failed", "err", err)
+				db.logger.Error("metastore: background work failed", "err", err)
+				if pebble.IsCorruptionError(err) || errors.Is(err, ErrCorrupt) {
+					// Compaction cannot get past it, so tables would pile up.
+					db.fs.state.fail(err)
+				}
 				db.wake()
 			},
 			DataCorruption: func(info pebble.DataCorruptionInfo) {

@@ -27,8 +27,8 @@ import (
 // that are synced while they grow (manifests) have short slots before the
 // last; only those need an index of their slots.
 //
-// synced is the number of slots that a sync had covered when the slot was
-// written. A crash may lose or tear any slot that no sync covered: reading
+// synced tells what a sync had covered when the slot was written: 0 before the
+// first sync, else 1 + the number of slots. A crash may lose or tear any slot that no sync covered: reading
 // stops before it, as at the end of the file. A bad slot that a later slot
 // knows to be synced is corruption.
 type sealedFS struct {
@@ -260,7 +260,7 @@ type sealedWriter struct {
 	pad    int    // bytes that the last slot was short, before the next one
 	size   int64  // bytes in sealed slots
 	slots  uint32 // number of sealed slots
-	synced uint32 // number of slots that a sync covered
+	synced uint32 // 1 + number of slots that a sync covered; 0 before the first
 }
 
 // outBytesMax bounds what is sealed but not written.
@@ -295,7 +295,7 @@ func (f *sealedWriter) seal() error {
 	if len(f.block) == 0 {
 		return nil
 	}
-	if f.slots == 1<<32-1 {
+	if f.slots == 1<<32-2 {
 		return f.fs.writeFailed("write", f.name, errors.New("file too large"))
 	}
 	f.out = append(f.out, make([]byte, f.pad)...)
@@ -340,7 +340,7 @@ func (f *sealedWriter) Sync() error {
 	if err := f.File.Sync(); err != nil {
 		return f.fs.writeFailed("sync", f.name, err)
 	}
-	f.synced = f.slots
+	f.synced = f.slots + 1
 	return nil
 }
 

@@ -118,7 +118,7 @@ func (f *sealedReader) index(buf []byte) error {
 					bad = slot
 				}
 			case bad >= 0:
-				if int64(h.synced) > int64(bad) {
+				if int64(h.synced) > int64(bad)+1 {
 					return fmt.Errorf("slot %d, which was synced: %w", bad, ErrCorrupt)
 				}
 			case h.offset != f.size:
