@@ -23,12 +23,15 @@ const recordMaxBytes = 4 << 20
 type tx struct {
 	*metastore.Txn
 	v       *Volume
-	now     int64 // ns, the time of every stamp of this mutation
+	now     int64  // ns, the time of every stamp of this mutation
+	seq     uint64 // journal sequence that the record will have
 	changed []changedInode
 	bytes   int64  // added to usage
 	inodes  int64  // added to usage
 	bound   uint64 // of the numbers reserved by this mutation; 0 = none
 	reaps   []Ino  // to hand to the reaper once applied
+
+	background bool // bookkeeping of the publisher, which asks for no cut of its own
 }
 
 type changedInode struct {
@@ -112,6 +115,7 @@ func (v *Volume) commitLocked(sealed *cache.Sealed, build func(*tx, uint64, cach
 	t := &tx{Txn: v.db.NewTxn(), v: v, now: v.clock().UnixNano()}
 	var record []byte
 	seq, err = v.store.Append(sealed, func(seq uint64, ref cache.Ref) ([]byte, error) {
+		t.seq = seq
 		if err := build(t, seq, ref); err != nil {
 			return nil, err
 		}
@@ -139,6 +143,9 @@ func (v *Volume) commitLocked(sealed *cache.Sealed, build func(*tx, uint64, cach
 	v.usage = v.usage.plus(t.bytes, t.inodes)
 	v.boundID = max(v.boundID, t.bound)
 	v.lastSeq.Store(seq)
+	if !t.background {
+		v.lastChange.Store(seq)
+	}
 	for _, ino := range t.reaps {
 		v.reaper.add(ino)
 	}
@@ -159,6 +166,7 @@ func (v *Volume) beginCut() (snapshot *metastore.Snapshot, seq, gen uint64, err 
 		return nil, 0, 0, wrap("begin cut", 0, err)
 	}
 	seq, err = v.commitLocked(nil, func(t *tx, _ uint64, _ cache.Ref) error {
+		t.background = true
 		t.SetGeneration(gen + 1)
 		return nil
 	})

@@ -308,7 +308,8 @@ func (v *Volume) copyRange(ctx context.Context, src Ino, srcOff int64, dst Ino, 
 		}
 		if err := t.v.db.Extents(src, at, at+done, func(e metastore.Extent) bool {
 			part := slice(e, max(e.Off, at), min(e.End(), at+done))
-			part.Off = part.Off - at + to
+			// The copy is a change of its own: a flush of an earlier cut must not take it for that cut's bytes.
+			part.Off, part.Seq = part.Off-at+to, t.seq
 			t.mapExtent(dst, &n, part)
 			return true
 		}); err != nil {

@@ -113,6 +113,9 @@ type Volume struct {
 	changed    chan struct{}         // one slot; signalled after each commit
 	capacity   atomic.Pointer[capacity]
 
+	lastChange atomic.Uint64 // journal sequence of the newest change that is not the publisher's own bookkeeping
+	network    *network      // nil without a pool
+
 	remote  remoteReader                // nil without a network
 	virtual map[string]virtualAttribute // extended attributes that are computed; set before the volume is used
 }
@@ -209,6 +212,9 @@ func (v *Volume) syncThrough(ctx context.Context, seq uint64) error {
 
 // Close flushes and closes the local state. No other call may be running or follow.
 func (v *Volume) Close(ctx context.Context) error {
+	if v.network != nil {
+		v.network.close()
+	}
 	v.reaper.stop()
 	err := v.Sync(ctx)
 	return errors.Join(err, v.db.Close(), v.store.Close())

@@ -1,0 +1,228 @@
+package stripe
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"fmt"
+	"math"
+
+	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/seal"
+)
+
+// slicesMax bounds the slices of one stripe.
+const slicesMax = 4096
+
+// Builder collects the slices of one stripe. Not safe for concurrent use.
+type Builder struct {
+	policy   erasure.Policy
+	purpose  metastore.Purpose
+	full     erasure.Geometry
+	live     int
+	slices   []pending
+	usedFull int // bytes laid out so far in the full geometry
+}
+
+type pending struct {
+	stored     []byte // compressed or plain
+	plainBytes int
+	compressed bool
+}
+
+// NewBuilder starts a stripe of the policy's full geometry in the pool as it
+// is now. An error says why the pool cannot take one.
+func (s *Store) NewBuilder(policy erasure.Policy, purpose metastore.Purpose) (*Builder, error) {
+	live := s.LiveNodes()
+	g, _, err := policy.Geometry(live, math.MaxInt)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrTooFewNodes, err)
+	}
+	return &Builder{policy: policy, purpose: purpose, full: g, live: live}, nil
+}
+
+// SliceBytesMax is the largest slice that Add takes, in stored bytes.
+func (b *Builder) SliceBytesMax() int {
+	data := b.full.DataBytes()
+	// Overhead grows by whole segments: sizes that fit are found downwards.
+	n := data
+	for seal.SealedBytes(n) > data {
+		n -= seal.SealedBytes(n) - data
+	}
+	return n
+}
+
+// Add appends a slice; it takes over stored. plainBytes is its length before
+// compression. It reports the slice's number, and false when the stripe has no
+// room left.
+func (b *Builder) Add(stored []byte, plainBytes int, compressed bool) (slice uint32, ok bool) {
+	_, end := place(b.full, b.usedFull, seal.SealedBytes(len(stored)))
+	if end > b.full.DataBytes() || len(b.slices) == slicesMax {
+		return 0, false
+	}
+	b.usedFull = end
+	b.slices = append(b.slices, pending{stored, plainBytes, compressed})
+	return uint32(len(b.slices) - 1), true
+}
+
+// Len counts the slices.
+func (b *Builder) Len() int { return len(b.slices) }
+
+// place returns where a sealed slice of n bytes goes in a stripe whose first
+// `used` bytes are taken. A slice of at most a quarter of a shard never
+// straddles two, so that reading it asks one node.
+func place(g erasure.Geometry, used, n int) (start, end int) {
+	start = used
+	if n <= g.ShardBytes/4 && start/g.ShardBytes != (start+n-1)/g.ShardBytes {
+		start = (start/g.ShardBytes + 1) * g.ShardBytes
+	}
+	return start, start + n
+}
+
+func layout(g erasure.Geometry, slices []pending) (offsets []int, end int) {
+	offsets = make([]int, len(slices))
+	for i, p := range slices {
+		offsets[i], end = place(g, end, seal.SealedBytes(len(p.stored)))
+	}
+	return offsets, end
+}
+
+// Sealed is a stripe ready to leave.
+type Sealed struct {
+	ID       erasure.StripeID
+	Info     metastore.StripeInfo // without holders
+	Salt     [32]byte
+	Slices   []metastore.Remote // one per slice, Off 0
+	Bodies   [][]byte           // len == K+M, each a shard body
+	Manifest *wire.Manifest
+}
+
+// Seal seals and codes the slices of b. Every attempt draws a new stripe id,
+// new columns and so new keys: nothing is ever sealed twice with one key.
+func (s *Store) Seal(b *Builder) (*Sealed, error) {
+	g, mirrored, offsets, used, err := b.geometry()
+	if err != nil {
+		return nil, err
+	}
+	out := &Sealed{Slices: make([]metastore.Remote, len(b.slices))}
+	rand.Read(out.ID[:])
+	epoch := s.o.Epoch()
+	keys, err := s.Keys(out.ID, epoch, seal.FirstLockVersion)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := s.o.Bundle(epoch)
+	if err != nil {
+		return nil, err
+	}
+	code, err := s.codes.Get(g.K, g.M)
+	if err != nil {
+		return nil, err
+	}
+	columns, salt, err := code.NewColumns(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("stripe %x: columns: %w", out.ID, err)
+	}
+	out.Salt = salt
+
+	data := make([]byte, g.DataBytes())
+	pad, err := newKeyStream()
+	if err != nil {
+		return nil, err
+	}
+	end := 0
+	for i, p := range b.slices {
+		// Padding looks like sealed bytes, so that nodes cannot see how full
+		// a stripe is.
+		pad.Read(data[end:offsets[i]])
+		c := s.sliceContext(out.ID, uint32(i), epoch, b.purpose, len(p.stored))
+		sealedBytes := seal.SealedBytes(len(p.stored))
+		dst := data[offsets[i] : offsets[i] : offsets[i]+sealedBytes]
+		if _, err := seal.SealSlice(dst, sliceKey(bundle, b.purpose), salt, c, p.stored); err != nil {
+			return nil, fmt.Errorf("stripe %x: seal slice %d: %w", out.ID, i, err)
+		}
+		end = offsets[i] + sealedBytes
+		out.Slices[i] = metastore.Remote{
+			Stripe: out.ID, Slice: uint32(i), StripeOff: uint32(offsets[i]),
+			StoredLen: uint32(len(p.stored)), SliceLen: uint32(p.plainBytes), Compressed: p.compressed,
+		}
+	}
+	pad.Read(data[end:])
+	if out.Bodies, err = code.Build(nil, columns, data); err != nil {
+		return nil, fmt.Errorf("stripe %x: encode: %w", out.ID, err)
+	}
+	out.Manifest = &wire.Manifest{K: uint32(g.K), M: uint32(g.M), ShardBytes: uint32(g.ShardBytes)}
+	roots := make([][32]byte, len(out.Bodies))
+	for i, body := range out.Bodies {
+		roots[i] = erasure.Root(body)
+		out.Manifest.Roots = append(out.Manifest.Roots, roots[i][:])
+	}
+	if err := out.Manifest.Sign(keys.Index); err != nil {
+		return nil, fmt.Errorf("stripe %x: %w", out.ID, err)
+	}
+	out.Info = metastore.StripeInfo{
+		Purpose: b.purpose, K: g.K, M: g.M, ShardBytes: uint32(g.ShardBytes), UsedBytes: uint64(used),
+		Epoch: epoch, LockVersion: seal.FirstLockVersion, Mirrored: mirrored, Roots: roots,
+	}
+	return out, nil
+}
+
+// geometry finds the smallest geometry that holds the slices.
+func (b *Builder) geometry() (g erasure.Geometry, mirrored bool, offsets []int, used int, err error) {
+	want := 0
+	for _, p := range b.slices {
+		want += seal.SealedBytes(len(p.stored))
+	}
+	for {
+		if g, mirrored, err = b.policy.Geometry(b.live, want); err != nil {
+			return g, false, nil, 0, fmt.Errorf("%w: %w", ErrTooFewNodes, err)
+		}
+		offsets, used = layout(g, b.slices)
+		if used <= g.DataBytes() {
+			return g, mirrored, offsets, used, nil
+		}
+		if g == b.full {
+			return g, false, nil, 0, fmt.Errorf("stripe layout: %d bytes in %d", used, g.DataBytes())
+		}
+		want = g.DataBytes() + 1
+	}
+}
+
+func (s *Store) sliceContext(id erasure.StripeID, slice, epoch uint32, purpose metastore.Purpose, storedBytes int) seal.SliceContext {
+	p := seal.PurposeContent
+	if purpose == metastore.PurposeLog {
+		p = seal.PurposeLog
+	}
+	return seal.SliceContext{Volume: s.o.Volume, Stripe: id, Slice: slice, Epoch: epoch, Length: uint32(storedBytes), Purpose: p}
+}
+
+// sliceKey is the bundle's key for what the stripe holds.
+func sliceKey(b *seal.Bundle, purpose metastore.Purpose) [32]byte {
+	if purpose == metastore.PurposeLog {
+		return b.Metadata
+	}
+	return b.Content
+}
+
+// keyStream is the key stream of a throw-away key: as good as random, at the
+// speed of AES.
+type keyStream struct{ cipher.Stream }
+
+func newKeyStream() (keyStream, error) {
+	var seed [32]byte
+	rand.Read(seed[:])
+	block, err := aes.NewCipher(seed[:16])
+	if err != nil {
+		return keyStream{}, err
+	}
+	return keyStream{cipher.NewCTR(block, seed[16:])}, nil
+}
+
+// Read fills p; it never fails.
+func (k keyStream) Read(p []byte) (int, error) {
+	clear(p)
+	k.XORKeyStream(p, p)
+	return len(p), nil
+}

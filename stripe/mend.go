@@ -1,0 +1,138 @@
+package stripe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p"
+	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/placement"
+)
+
+// Health counts the shards of a stripe that a live node is known to hold.
+type Health struct {
+	Shards  int // with a live primary or mirror
+	Mirrors int // with both alive
+}
+
+// Health judges a stripe by its holders' states, without asking them.
+func (s *Store) Health(info *metastore.StripeInfo) (h Health) {
+	alive := make(map[string]bool)
+	for _, m := range s.t.Members() {
+		alive[string(m.ID)] = m.State != p2p.Dead
+	}
+	for _, holder := range info.Holders {
+		p, m := alive[holder.Primary], alive[holder.Mirror]
+		if p || m {
+			h.Shards++
+		}
+		if p && m {
+			h.Mirrors++
+		}
+	}
+	return h
+}
+
+// Mend completes a stripe: it rebuilds the shards that have no live holder
+// from any k, bit for bit, places them and what mirrors are missing on spare
+// nodes, and publishes the index record again. It returns the new info;
+// Complete tells whether the policy is met now.
+func (s *Store) Mend(ctx context.Context, id erasure.StripeID, old metastore.StripeInfo) (metastore.StripeInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.o.PlaceTimeout)
+	defer cancel()
+	info := old
+	info.Holders = append([]metastore.Holder(nil), old.Holders...)
+	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
+	if err != nil {
+		return old, err
+	}
+	state := make(map[string]bool) // of members: not dead
+	for _, m := range s.t.Members() {
+		state[string(m.ID)] = m.State != p2p.Dead
+	}
+	var used []placement.Pair
+	broken := false
+	for i := range info.Holders {
+		h := &info.Holders[i]
+		if !state[h.Primary] {
+			h.Primary, h.Mirror = h.Mirror, ""
+		}
+		if !state[h.Primary] {
+			h.Primary = ""
+		}
+		if !state[h.Mirror] {
+			h.Mirror = ""
+		}
+		broken = broken || h.Primary == "" || (info.Mirrored && h.Mirror == "")
+		used = append(used, placement.Pair{Primary: placement.NodeID(h.Primary), Mirror: placement.NodeID(h.Mirror)})
+	}
+	manifest := &wire.Manifest{K: uint32(info.K), M: uint32(info.M), ShardBytes: info.ShardBytes}
+	for i := range info.Roots {
+		manifest.Roots = append(manifest.Roots, info.Roots[i][:])
+	}
+	if err := manifest.Sign(keys.Index); err != nil {
+		return old, err
+	}
+	if broken {
+		if err := s.mendShards(ctx, id, &info, manifest, newSpares(s.nodes(), used)); err != nil {
+			return old, err
+		}
+	}
+	if err := s.Publish(ctx, []Placed{{ID: id, Info: &info, Manifest: manifest}}); err != nil {
+		return old, err
+	}
+	return info, nil
+}
+
+func (s *Store) mendShards(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, manifest *wire.Manifest, pool *spares) error {
+	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
+	if err != nil {
+		return err
+	}
+	lock, err := wireLock(keys)
+	if err != nil {
+		return err
+	}
+	data, err := s.readRange(ctx, id, info, 0, info.K*int(info.ShardBytes))
+	if err != nil {
+		return err
+	}
+	code, err := s.codes.Get(info.K, info.M)
+	if err != nil {
+		return err
+	}
+	columns, err := s.columns(ctx, id, info)
+	if err != nil {
+		return err
+	}
+	if err := code.Reconstruct(columns, nil); err != nil {
+		return fmt.Errorf("stripe %x: rebuild columns: %w", id, err)
+	}
+	bodies, err := code.Build(nil, columns, data)
+	if err != nil {
+		return fmt.Errorf("stripe %x: rebuild: %w", id, err)
+	}
+	var failed []error
+	for i := range info.Holders {
+		h := &info.Holders[i]
+		if h.Primary != "" && (!info.Mirrored || h.Mirror != "") {
+			continue
+		}
+		if err := erasure.VerifyBody(info.Roots[i], bodies[i]); err != nil {
+			return fmt.Errorf("stripe %x: rebuilt shard %d is not the one that was placed: %w", id, i, err)
+		}
+		a := putArgs{manifest: manifest, lock: lock, index: i, body: bodies[i], mirrored: info.Mirrored}
+		if h.Primary == "" {
+			*h = s.putShard(ctx, a, placement.Pair{}, pool)
+		} else {
+			h.Mirror = string(s.putMirror(ctx, a, erasure.CRC(bodies[i]), placement.NodeID(h.Primary), pool))
+		}
+		if h.Primary == "" {
+			failed = append(failed, fmt.Errorf("stripe %x: no node took shard %d", id, i))
+		}
+	}
+	return errors.Join(failed...)
+}

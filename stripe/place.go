@@ -1,0 +1,387 @@
+package stripe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/placement"
+	"github.com/defs-fs/defs/seal"
+)
+
+// Enough is how many shards must be placed before a stripe counts as
+// recoverable: min(n, k+2).
+func Enough(k, m int) int { return min(k+m, k+2) }
+
+// attemptsMax bounds the holders tried for one shard.
+const attemptsMax = 4
+
+// Place puts the shards of st on random nodes, no node holding two of them,
+// and returns the stripe's info with its holders. It succeeds when at least
+// Enough shards are on disk at their primaries; what is missing then is in the
+// info (an empty Primary, or an empty Mirror where the policy wants one) for
+// Mend. Buffers stay the caller's and are not kept.
+func (s *Store) Place(ctx context.Context, st *Sealed) (metastore.StripeInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.o.PlaceTimeout)
+	defer cancel()
+	info := st.Info
+	n := info.K + info.M
+	nodes := s.nodes()
+	pairs, err := placement.Choose(newRand(), nodes, n, info.Mirrored)
+	if err != nil {
+		return info, fmt.Errorf("place stripe %x: %w: %w", st.ID, ErrTooFewNodes, err)
+	}
+	info.Holders = make([]metastore.Holder, n)
+	pool := newSpares(nodes, pairs)
+	keys, err := s.Keys(st.ID, info.Epoch, info.LockVersion)
+	if err != nil {
+		return info, err
+	}
+	lock, err := wireLock(keys)
+	if err != nil {
+		return info, err
+	}
+
+	var g errgroup.Group
+	for i := range n {
+		g.Go(func() error {
+			info.Holders[i] = s.putShard(ctx, putArgs{
+				manifest: st.Manifest, lock: lock, index: i, body: st.Bodies[i], mirrored: info.Mirrored,
+			}, pairs[i], pool)
+			return nil
+		})
+	}
+	g.Wait()
+	if err := ctx.Err(); err != nil && info.Placed() < Enough(info.K, info.M) {
+		return info, fmt.Errorf("place stripe %x: %w", st.ID, err)
+	}
+	if got, want := info.Placed(), Enough(info.K, info.M); got < want {
+		return info, fmt.Errorf("place stripe %x: %d shards placed, %d needed: %w", st.ID, got, want, ErrTooFewNodes)
+	}
+	return info, nil
+}
+
+// spares hands out the nodes that hold no shard of a stripe yet.
+type spares struct {
+	mu   sync.Mutex
+	free []placement.Node // guarded by mu
+}
+
+func newSpares(nodes []placement.Node, used []placement.Pair) *spares {
+	taken := make(map[placement.NodeID]bool)
+	for _, p := range used {
+		taken[p.Primary], taken[p.Mirror] = true, true
+	}
+	sp := &spares{}
+	for _, n := range nodes {
+		if n.Alive && !taken[n.ID] {
+			sp.free = append(sp.free, n)
+		}
+	}
+	return sp
+}
+
+// take returns a random spare, weighted by score, or "" when there is none.
+func (sp *spares) take() placement.NodeID {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	picked, err := placement.Choose(newRand(), sp.free, 1, false)
+	if err != nil {
+		return ""
+	}
+	for i, n := range sp.free {
+		if n.ID == picked[0].Primary {
+			sp.free = append(sp.free[:i], sp.free[i+1:]...)
+			break
+		}
+	}
+	return picked[0].Primary
+}
+
+type putArgs struct {
+	manifest *wire.Manifest
+	lock     *wire.Lock
+	index    int
+	body     []byte
+	mirrored bool
+}
+
+// putShard stores one shard with its mirror, trying spare nodes where one does
+// not take it. The holder it returns says what is missing.
+func (s *Store) putShard(ctx context.Context, a putArgs, pair placement.Pair, pool *spares) metastore.Holder {
+	crc := erasure.CRC(a.body)
+	primary, mirror := pair.Primary, pair.Mirror
+	for range attemptsMax {
+		if primary == "" {
+			if primary = pool.take(); primary == "" {
+				return metastore.Holder{}
+			}
+		}
+		if a.mirrored && mirror == "" {
+			mirror = pool.take()
+		}
+		req := &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
+			Manifest: a.manifest, Index: uint32(a.index), Lock: a.lock, Crc32C: crc,
+			Mirror: string(mirror), Partner: string(mirror),
+		}}}
+		rctx, cancel := context.WithTimeout(ctx, 2*s.o.RequestTimeout)
+		rep, _, err := s.t.Call(rctx, primary, req, a.body)
+		cancel()
+		switch {
+		case err == nil && (mirror == "" || rep.GetPutShard().GetMirrored()):
+			return metastore.Holder{Primary: string(primary), Mirror: string(mirror)}
+		case err == nil:
+			// The primary has it and its mirror does not: another mirror gets
+			// it from here, as a copy.
+			if m := s.putMirror(ctx, a, crc, primary, pool); m != "" {
+				return metastore.Holder{Primary: string(primary), Mirror: string(m)}
+			}
+			return metastore.Holder{Primary: string(primary)}
+		}
+		s.log.Debug("a node did not take a shard", "peer", primary, "shard", a.index, "err", err)
+		if ctx.Err() != nil {
+			return metastore.Holder{}
+		}
+		primary = ""
+	}
+	return metastore.Holder{}
+}
+
+func (s *Store) putMirror(ctx context.Context, a putArgs, crc uint32, primary placement.NodeID, pool *spares) placement.NodeID {
+	for range attemptsMax {
+		mirror := pool.take()
+		if mirror == "" || ctx.Err() != nil {
+			return ""
+		}
+		req := &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
+			Manifest: a.manifest, Index: uint32(a.index), Lock: a.lock, Crc32C: crc,
+			MirrorCopy: true, Partner: string(primary),
+		}}}
+		rctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
+		_, _, err := s.t.Call(rctx, mirror, req, a.body)
+		cancel()
+		if err == nil {
+			return mirror
+		}
+	}
+	return ""
+}
+
+// Publish hands the index records of stripes to their keepers and commits
+// their shards, one batched request per node and step. It sets IndexAcks,
+// IndexKeepers and Complete in each Info, and fails if a stripe's record was
+// not acknowledged by a majority of its keepers or too few shards were
+// committed.
+func (s *Store) Publish(ctx context.Context, stripes []Placed) error {
+	for len(stripes) > 0 {
+		n := min(len(stripes), wire.BatchMax/4)
+		if err := s.publish(ctx, stripes[:n]); err != nil {
+			return err
+		}
+		stripes = stripes[n:]
+	}
+	return nil
+}
+
+func (s *Store) publish(ctx context.Context, stripes []Placed) error {
+	type batch struct {
+		records []*wire.IndexRecord
+		of      []int // stripes, by position
+	}
+	keepers := make(map[placement.NodeID]*batch)
+	for i, p := range stripes {
+		keys, err := s.Keys(p.ID, p.Info.Epoch, p.Info.LockVersion)
+		if err != nil {
+			return err
+		}
+		record, err := indexRecord(p, keys)
+		if err != nil {
+			return err
+		}
+		ids := s.keepers(keys.Blind, p.Info.M, p.Info.Mirrored, 1)
+		p.Info.IndexAcks, p.Info.IndexKeepers = 0, len(ids)
+		for _, id := range ids {
+			b := keepers[id]
+			if b == nil {
+				b = &batch{}
+				keepers[id] = b
+			}
+			b.records, b.of = append(b.records, record), append(b.of, i)
+		}
+	}
+	var mu sync.Mutex // guards IndexAcks and committed
+	var g errgroup.Group
+	for id, b := range keepers {
+		g.Go(func() error {
+			rep, err := s.call(ctx, id, &wire.Request{Op: &wire.Request_PutIndex{PutIndex: &wire.PutIndex{Records: b.records}}})
+			if err != nil {
+				s.log.Debug("a keeper did not take index records", "peer", id, "records", len(b.records), "err", err)
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for j, status := range rep.GetPutIndex().GetStatus() {
+				if j < len(b.of) && status == wire.Status_STATUS_OK {
+					stripes[b.of[j]].Info.IndexAcks++
+				}
+			}
+			return nil
+		})
+	}
+	g.Wait()
+	for _, p := range stripes {
+		if p.Info.IndexAcks < p.Info.IndexKeepers/2+1 {
+			return fmt.Errorf("stripe %x: %d of %d keepers acknowledged the index record: %w", p.ID, p.Info.IndexAcks, p.Info.IndexKeepers, ErrTooFewNodes)
+		}
+	}
+
+	// Commit at every holder.
+	type shard struct {
+		commit *wire.Commit
+		of     int
+		mirror bool
+	}
+	holders := make(map[placement.NodeID][]shard)
+	for i, p := range stripes {
+		keys, err := s.Keys(p.ID, p.Info.Epoch, p.Info.LockVersion)
+		if err != nil {
+			return err
+		}
+		commit := wire.NewCommit(keys.Index)
+		for _, h := range p.Info.Holders {
+			if h.Primary != "" {
+				holders[placement.NodeID(h.Primary)] = append(holders[placement.NodeID(h.Primary)], shard{commit, i, false})
+			}
+			if h.Mirror != "" {
+				holders[placement.NodeID(h.Mirror)] = append(holders[placement.NodeID(h.Mirror)], shard{commit, i, true})
+			}
+		}
+	}
+	committed := make([]int, len(stripes)) // primaries
+	mirrors := make([]int, len(stripes))
+	for id, list := range holders {
+		g.Go(func() error {
+			req := &wire.CommitShards{}
+			for _, sh := range list {
+				req.Commits = append(req.Commits, sh.commit)
+			}
+			rep, err := s.call(ctx, id, &wire.Request{Op: &wire.Request_CommitShards{CommitShards: req}})
+			if err != nil {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for j, held := range rep.GetCommitShards().GetHeld() {
+				switch {
+				case j >= len(list) || !held:
+				case list[j].mirror:
+					mirrors[list[j].of]++
+				default:
+					committed[list[j].of]++
+				}
+			}
+			return nil
+		})
+	}
+	g.Wait()
+	for i, p := range stripes {
+		n := p.Info.K + p.Info.M
+		if committed[i] < Enough(p.Info.K, p.Info.M) {
+			return fmt.Errorf("stripe %x: %d of %d shards committed: %w", p.ID, committed[i], n, ErrTooFewNodes)
+		}
+		p.Info.Complete = committed[i] == n && (!p.Info.Mirrored || mirrors[i] == n) && p.Info.IndexAcks == p.Info.IndexKeepers
+	}
+	return nil
+}
+
+// wireLock is the first lock of a stripe.
+func wireLock(keys *seal.StripeKeys) (*wire.Lock, error) {
+	l, err := keys.NewLock(seal.P2PKH)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.Lock{Version: l.Version, Script: l.Script, PreviousSignature: l.PrevSig}, nil
+}
+
+// indexRecord is what keepers hold of a stripe. The holder list's version is
+// the time of signing, so that it grows without being stored.
+func indexRecord(p Placed, keys *seal.StripeKeys) (*wire.IndexRecord, error) {
+	lock, err := wireLock(keys)
+	if err != nil {
+		return nil, err
+	}
+	r := &wire.IndexRecord{Manifest: p.Manifest, Version: uint64(time.Now().UnixNano()), Lock: lock, Mirrored: p.Info.Mirrored}
+	for i, h := range p.Info.Holders {
+		if h.Primary != "" {
+			r.Holders = append(r.Holders, &wire.Holder{Index: uint32(i), Primary: h.Primary, Mirror: h.Mirror})
+		}
+	}
+	r.SignHolders(keys.Index)
+	return r, nil
+}
+
+// call is Transport.Call bounded by RequestTimeout, for requests without body.
+func (s *Store) call(ctx context.Context, to placement.NodeID, req *wire.Request) (*wire.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
+	defer cancel()
+	rep, _, err := s.t.Call(ctx, to, req, nil)
+	return rep, err
+}
+
+// Delete asks every holder of a stripe to drop its shards. It reports the
+// holders that did not answer as an error; asking again is harmless.
+func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo) error {
+	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var failed []error
+	var g errgroup.Group
+	for i, h := range info.Holders {
+		for _, node := range []string{h.Primary, h.Mirror} {
+			if node == "" {
+				continue
+			}
+			g.Go(func() error {
+				if err := s.deleteShard(ctx, keys, i, placement.NodeID(node)); err != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					failed = append(failed, fmt.Errorf("stripe %x shard %d at %s: %w", id, i, node, err))
+				}
+				return nil
+			})
+		}
+	}
+	g.Wait()
+	return errors.Join(failed...)
+}
+
+func (s *Store) deleteShard(ctx context.Context, keys *seal.StripeKeys, index int, node placement.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
+	defer cancel()
+	auth, err := s.authorize(ctx, keys, seal.OpDelete, index, node)
+	if err != nil {
+		return err
+	}
+	rep, _, err := s.t.Call(ctx, node, &wire.Request{Op: &wire.Request_DeleteShards{DeleteShards: &wire.DeleteShards{
+		Requests: []*wire.ColumnRequest{{Blind: keys.Blind[:], Index: uint32(index), Authorization: auth}},
+	}}}, nil)
+	if err != nil {
+		return err
+	}
+	switch status := rep.GetDeleteShards().GetStatus(); {
+	case len(status) != 1:
+		return errors.New("reply without a status")
+	case status[0] != wire.Status_STATUS_OK && status[0] != wire.Status_STATUS_NOT_FOUND:
+		return fmt.Errorf("refused: %v", status[0])
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+// Package stripe places stripes on the nodes of a pool and fetches them back.
+//
+// A [Builder] collects slices until a stripe is full. [Store.Seal] draws the
+// stripe's columns and salt, seals every slice with a key of its own, codes
+// the result into k+m shards and signs the manifest; nothing has left the
+// machine yet. [Store.Place] puts the shards on random nodes, and
+// [Store.Publish] hands the index records to the stripes' keepers and makes
+// the shards permanent. [Store.Read] brings back any range of a stripe's data:
+//
+//	b := store.NewBuilder(policy, metastore.PurposeContent)
+//	slice, ok := b.Add(plain)
+//	sealed, err := store.Seal(b)
+//	info, err := store.Place(ctx, sealed)
+//	acks, err := store.Publish(ctx, []stripe.Placed{{ID: sealed.ID, Info: info, Manifest: sealed.Manifest}})
+//	data, err := store.Read(ctx, sealed.ID, &info, offset, length)
+//
+// A read asks the k best holders, adds one as soon as one is late, verifies
+// every range against the stripe's roots and rebuilds what is missing. When
+// the holders that the caller remembers do not suffice it asks the stripe's
+// keepers, then the whole pool by one broadcast.
+//
+// Goroutines end before the call that started them returns. Returned bytes
+// belong to the caller. The package keeps nothing on disk: a crash between
+// Place and Publish leaves provisional shards, which nodes drop by themselves.
+package stripe
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p"
+	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/placement"
+	"github.com/defs-fs/defs/seal"
+)
+
+// Errors of the package.
+var (
+	// ErrUnavailable: fewer than k shards of a stripe could be had in time.
+	ErrUnavailable = errors.New("too few shards can be reached")
+	// ErrTooFewNodes: the pool has no room for a stripe now.
+	ErrTooFewNodes = errors.New("too few nodes can take shards")
+)
+
+// Options of a Store.
+type Options struct {
+	Transport p2p.Transport
+	Volume    [16]byte
+	// Bundle returns the key bundle of an epoch.
+	Bundle func(epoch uint32) (*seal.Bundle, error)
+	// Epoch returns the epoch that new stripes are sealed in.
+	Epoch  func() uint32
+	Logger *slog.Logger
+
+	HedgeAfter     time.Duration // a request is late after this; default 300 ms
+	RequestTimeout time.Duration // one request; default 10 s
+	ReadTimeout    time.Duration // one Read with all its fall-backs; default 25 s
+	PlaceTimeout   time.Duration // one Place with all its retries; default 60 s
+}
+
+// EnsureDefaults fills what is zero.
+func (o *Options) EnsureDefaults() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	setDefault(&o.HedgeAfter, 300*time.Millisecond)
+	setDefault(&o.RequestTimeout, 10*time.Second)
+	setDefault(&o.ReadTimeout, 25*time.Second)
+	setDefault(&o.PlaceTimeout, time.Minute)
+}
+
+func setDefault(d *time.Duration, v time.Duration) {
+	if *d == 0 {
+		*d = v
+	}
+}
+
+// Store places and fetches stripes of one volume. It is safe for concurrent use.
+type Store struct {
+	o       Options
+	t       p2p.Transport
+	log     *slog.Logger
+	counter atomic.Uint64 // of authorizations; grows for the life of the process
+	answers *answers
+	codes   erasure.Codes
+
+	mu   sync.Mutex
+	keys map[keysID]*seal.StripeKeys // guarded by mu; bounded by keysMax
+}
+
+type keysID struct {
+	id      erasure.StripeID
+	epoch   uint32
+	version uint32
+}
+
+const keysMax = 4096
+
+// NewStore makes the transport answer this store's lookups.
+func NewStore(o Options) *Store {
+	o.EnsureDefaults()
+	s := &Store{o: o, t: o.Transport, log: o.Logger, keys: make(map[keysID]*seal.StripeKeys), answers: newAnswers()}
+	// Counters need only grow within a connection nonce, which changes with
+	// every start of either side.
+	s.t.Handle(s.answers.serve)
+	return s
+}
+
+// Keys returns the per-stripe keys, which cost a few curve operations to derive.
+func (s *Store) Keys(id erasure.StripeID, epoch, version uint32) (*seal.StripeKeys, error) {
+	kid := keysID{id, epoch, version}
+	s.mu.Lock()
+	k := s.keys[kid]
+	s.mu.Unlock()
+	if k != nil {
+		return k, nil
+	}
+	bundle, err := s.o.Bundle(epoch)
+	if err != nil {
+		return nil, err
+	}
+	k, err = bundle.StripeKeys(id, version)
+	if err != nil {
+		return nil, fmt.Errorf("stripe %x: keys: %w", id, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.keys) >= keysMax {
+		clear(s.keys)
+	}
+	s.keys[kid] = k
+	return k, nil
+}
+
+// nodes returns the pool's storage nodes as placement sees them.
+func (s *Store) nodes() []placement.Node {
+	members := s.t.Members()
+	nodes := make([]placement.Node, 0, len(members))
+	for _, m := range members {
+		if m.Role != p2p.RoleNode {
+			continue
+		}
+		nodes = append(nodes, placement.Node{
+			ID: m.ID, Host: m.Host, Subnet: m.Subnet, Zone: m.Zone,
+			CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes,
+			LatencyMs: float64(m.RTT) / float64(time.Millisecond),
+			Alive:     m.State == p2p.Alive,
+		})
+	}
+	return nodes
+}
+
+// LiveNodes counts the storage nodes that new stripes can use.
+func (s *Store) LiveNodes() int {
+	n := 0
+	for _, node := range s.nodes() {
+		if node.Alive {
+			n++
+		}
+	}
+	return n
+}
+
+// keepers returns the nodes that keep a stripe's index record: the highest
+// ranked among those not declared dead.
+func (s *Store) keepers(blind erasure.BlindID, m int, mirrored bool, factor int) []placement.NodeID {
+	var ids []placement.NodeID
+	for _, member := range s.t.Members() {
+		if member.Role == p2p.RoleNode && member.State != p2p.Dead {
+			ids = append(ids, member.ID)
+		}
+	}
+	return placement.Keepers(blind, ids, factor*placement.KeeperCount(m, mirrored, len(ids)))
+}
+
+// authorize signs one operation on one shard at one node.
+func (s *Store) authorize(ctx context.Context, keys *seal.StripeKeys, kind seal.OperationKind, index int, node placement.NodeID) (*wire.Authorization, error) {
+	nonce, err := s.t.Nonce(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	op := seal.Operation{
+		Kind: kind, Blind: keys.Blind, Index: uint8(index), Node: string(node),
+		Nonce: nonce, Expiry: time.Now().Add(10 * time.Minute).Unix(), Counter: s.counter.Add(1),
+	}
+	unlock, err := seal.Sign(keys.Lock, seal.P2PKH, op)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.Authorization{Expiry: op.Expiry, Counter: op.Counter, Unlock: unlock}, nil
+}
+
+// newRand returns a generator seeded from the system, so that placement
+// cannot be guessed.
+func newRand() *mathrand.Rand {
+	var seed [32]byte
+	rand.Read(seed[:])
+	return mathrand.New(mathrand.NewChaCha8(seed))
+}
+
+// Placed is a stripe with what Publish needs.
+type Placed struct {
+	ID       erasure.StripeID
+	Info     *metastore.StripeInfo
+	Manifest *wire.Manifest
+}

@@ -1,0 +1,463 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sort"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/defs-fs/defs/cache"
+	"github.com/defs-fs/defs/chunker"
+	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/stripe"
+)
+
+const (
+	// fixedSliceBytes is the grid on which files that are rewritten in place
+	// are cut.
+	fixedSliceBytes = 256 << 10
+	// stripesInFlight bounds the stripes being sealed and placed, and with
+	// them the memory of a flush.
+	stripesInFlight = 3
+	// piecesPerCommit bounds the extents that one journal record re-points.
+	piecesPerCommit = 256
+)
+
+// contentParams cut files that are written front to back: small enough that a
+// saved document re-sends little, large enough to keep extents few.
+var contentParams = chunker.Params{MinBytes: 32 << 10, AvgBytes: 128 << 10, MaxBytes: 512 << 10}
+
+// chunk is one slice's worth of a file's unplaced bytes at the cut.
+type chunk struct {
+	ino    Ino
+	off    uint64
+	pieces []metastore.Extent // the cut's extents inside the chunk, trimmed to it
+	hash   [32]byte
+	remote metastore.Remote // Off 0; set when sealed or found again
+}
+
+// flusher places the unplaced content of one cut. Its methods are called from
+// one goroutine; stripes are sealed and placed by others, at most
+// stripesInFlight.
+type flusher struct {
+	p      *publisher
+	cut    *metastore.Snapshot
+	cutSeq uint64
+	log    *logWriter
+	policy erasure.Policy
+	cutter *chunker.Cutter
+
+	builder *stripe.Builder
+	chunks  []*chunk // of builder, by slice number
+	again   []*chunk // found by hash in stripes already placed
+
+	group    *errgroup.Group
+	groupCtx context.Context
+	mu       sync.Mutex
+	placed   []stripe.Placed // guarded by mu
+	commitMu sync.Mutex      // one placement commit at a time
+}
+
+func (p *publisher) newFlusher(ctx context.Context, cut *metastore.Snapshot, cutSeq uint64, log *logWriter) (*flusher, error) {
+	bundle, err := p.keys.Bundle(p.keys.Epoch())
+	if err != nil {
+		return nil, err
+	}
+	cutter, err := chunker.New(bundle.Dedup, contentParams)
+	if err != nil {
+		return nil, err
+	}
+	f := &flusher{p: p, cut: cut, cutSeq: cutSeq, log: log, policy: p.policy, cutter: cutter}
+	f.group, f.groupCtx = errgroup.WithContext(ctx)
+	f.group.SetLimit(stripesInFlight)
+	return f, nil
+}
+
+// run places everything that is unplaced at the cut and returns the stripes
+// that hold it, for Publish.
+func (f *flusher) run() ([]stripe.Placed, error) {
+	err := f.files()
+	if err == nil {
+		err = f.sealStripe()
+	}
+	if err == nil {
+		err = f.commitAgain()
+	}
+	err = errors.Join(err, f.group.Wait())
+	return f.placed, err
+}
+
+// files walks the inodes with unplaced extents, in order of inode: files made
+// together share stripes.
+func (f *flusher) files() error {
+	seen := make(map[Ino]struct{})
+	if err := f.cut.Unplaced(0, func(u metastore.Unplaced) bool {
+		seen[u.Ino] = struct{}{}
+		return true
+	}); err != nil {
+		return fmt.Errorf("list unplaced extents: %w", err)
+	}
+	orphans := make(map[Ino]struct{})
+	if err := f.cut.Orphans(func(ino Ino) bool { orphans[ino] = struct{}{}; return true }); err != nil {
+		return err
+	}
+	inos := make([]Ino, 0, len(seen))
+	for ino := range seen {
+		// What is unlinked will not be in the recovered volume.
+		if _, orphan := orphans[ino]; !orphan {
+			inos = append(inos, ino)
+		}
+	}
+	sort.Slice(inos, func(i, j int) bool { return inos[i] < inos[j] })
+	for _, ino := range inos {
+		if err := f.file(ino); err != nil {
+			return fmt.Errorf("flush inode %d: %w", ino, err)
+		}
+	}
+	return nil
+}
+
+// file cuts the unplaced runs of one file.
+func (f *flusher) file(ino Ino) error {
+	fresh := true // nothing of the file is placed: it was written front to back
+	var run []metastore.Extent
+	var runs [][]metastore.Extent
+	err := f.cut.Extents(ino, 0, 1<<63, func(e metastore.Extent) bool {
+		if e.HasRemote {
+			fresh = false
+			return true
+		}
+		if n := len(run); n > 0 && run[n-1].End() != e.Off {
+			runs, run = append(runs, run), nil
+		}
+		run = append(run, e)
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	if run != nil {
+		runs = append(runs, run)
+	}
+	for _, run := range runs {
+		r := &runReader{store: f.p.v.store, extents: run}
+		start, end := run[0].Off, run[len(run)-1].End()
+		cut := func(data []byte) error {
+			c := &chunk{ino: ino, off: start, pieces: trim(run, start, start+uint64(len(data)))}
+			start += uint64(len(data))
+			return f.add(c, data)
+		}
+		if fresh {
+			if err := f.cutter.Cut(r, cut); err != nil {
+				return err
+			}
+			continue
+		}
+		for part := range chunker.FixedCut(int64(start), int64(end-start), fixedSliceBytes) {
+			buf := make([]byte, part.Len)
+			if _, err := io.ReadFull(r, buf); err != nil {
+				return err
+			}
+			if err := cut(buf); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// trim returns the parts of sorted extents inside [from, to).
+func trim(extents []metastore.Extent, from, to uint64) []metastore.Extent {
+	i := sort.Search(len(extents), func(i int) bool { return extents[i].End() > from })
+	var out []metastore.Extent
+	for ; i < len(extents) && extents[i].Off < to; i++ {
+		e := extents[i]
+		out = append(out, slice(e, max(e.Off, from), min(e.End(), to)))
+	}
+	return out
+}
+
+// runReader reads the plaintext of adjoining extents from the local store.
+type runReader struct {
+	store   *cache.Store
+	extents []metastore.Extent
+	at      uint32 // in extents[0]
+}
+
+func (r *runReader) Read(p []byte) (int, error) {
+	if len(r.extents) == 0 {
+		return 0, io.EOF
+	}
+	e := r.extents[0]
+	n := min(len(p), int(e.Len-r.at))
+	if err := r.store.ReadAt(e.Local, int(e.LocalOff+r.at), p[:n]); err != nil {
+		return 0, fmt.Errorf("read unplaced bytes from segment %d: %w", e.Local.Segment, err)
+	}
+	if r.at += uint32(n); r.at == e.Len {
+		r.extents, r.at = r.extents[1:], 0
+	}
+	return n, nil
+}
+
+// add gives a chunk to the open stripe, or finds it among those already placed.
+// data is valid during the call only.
+func (f *flusher) add(c *chunk, data []byte) error {
+	if err := f.p.yield(f.groupCtx, len(data)); err != nil {
+		return err
+	}
+	bundle, err := f.p.keys.Bundle(f.p.keys.Epoch())
+	if err != nil {
+		return err
+	}
+	c.hash = chunker.Hash(bundle.Dedup, data)
+	if remote, ok := f.find(c.hash, len(data)); ok {
+		c.remote = remote
+		f.again = append(f.again, c)
+		if len(f.again) >= piecesPerCommit {
+			return f.commitAgain()
+		}
+		return nil
+	}
+	stored, compressed := data, false
+	if f.p.pack.Probe(data) {
+		if packed, ok := f.p.pack.Compress(nil, data); ok {
+			stored, compressed = packed, true
+		}
+	}
+	if !compressed {
+		stored = append([]byte(nil), data...)
+	}
+	for {
+		if f.builder == nil {
+			if f.builder, err = f.p.stripes.NewBuilder(f.policy, metastore.PurposeContent); err != nil {
+				return err
+			}
+		}
+		if _, ok := f.builder.Add(stored, len(data), compressed); ok {
+			f.chunks = append(f.chunks, c)
+			return nil
+		}
+		if f.builder.Len() == 0 {
+			return fmt.Errorf("a slice of %d bytes does not fit a stripe of %d", len(stored), f.builder.SliceBytesMax())
+		}
+		if err := f.sealStripe(); err != nil {
+			return err
+		}
+	}
+}
+
+// find looks a chunk up among the slices already placed. A stripe that is
+// condemned or below k+2 shards takes no new references.
+func (f *flusher) find(hash [32]byte, n int) (metastore.Remote, bool) {
+	remote, err := f.p.v.db.Dedup(hash)
+	if err != nil || int(remote.SliceLen) != n {
+		return remote, false
+	}
+	info, err := f.p.v.db.Stripe(remote.Stripe)
+	if err != nil || info.Condemned || f.p.stripes.Health(&info).Shards < stripe.Enough(info.K, info.M) {
+		return remote, false
+	}
+	return remote, true
+}
+
+// sealStripe hands the open stripe to the workers.
+func (f *flusher) sealStripe() error {
+	b, chunks := f.builder, f.chunks
+	f.builder, f.chunks = nil, nil
+	if b == nil || b.Len() == 0 {
+		return nil
+	}
+	f.group.Go(func() error {
+		sealed, err := f.p.stripes.Seal(b)
+		if err != nil {
+			return err
+		}
+		for i, c := range chunks {
+			c.remote = sealed.Slices[i]
+		}
+		info, err := f.p.stripes.Place(f.groupCtx, sealed)
+		if err != nil {
+			return err
+		}
+		info.CreatedSeq = f.cutSeq
+		if err := f.commit(&placedStripe{sealed.ID, info, sealed.Salt}, chunks); err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.placed = append(f.placed, stripe.Placed{ID: sealed.ID, Info: &info, Manifest: sealed.Manifest})
+		f.mu.Unlock()
+		return nil
+	})
+	return f.groupCtx.Err()
+}
+
+type placedStripe struct {
+	id   erasure.StripeID
+	info metastore.StripeInfo
+	salt [32]byte
+}
+
+func (f *flusher) commitAgain() error {
+	chunks := f.again
+	f.again = nil
+	if len(chunks) == 0 {
+		return nil
+	}
+	return f.commit(nil, chunks)
+}
+
+// commit re-points the live extents that still hold the chunks' bytes, and
+// writes the cut's extents into the log.
+func (f *flusher) commit(st *placedStripe, chunks []*chunk) error {
+	f.commitMu.Lock()
+	defer f.commitMu.Unlock()
+	if st != nil {
+		if err := f.log.stripe(st.id, st.info); err != nil {
+			return err
+		}
+	}
+	for _, c := range chunks {
+		for _, e := range c.pieces {
+			if err := f.log.extent(c.ino, point(e, c)); err != nil {
+				return err
+			}
+		}
+	}
+	sort.SliceStable(chunks, func(i, j int) bool {
+		a, b := chunks[i], chunks[j]
+		return a.ino < b.ino || (a.ino == b.ino && a.off < b.off)
+	})
+	for first := true; first || len(chunks) > 0; first = false {
+		n, pieces := 0, 0
+		for n < len(chunks) && (n == 0 || pieces+len(chunks[n].pieces) <= piecesPerCommit) {
+			pieces += len(chunks[n].pieces)
+			n++
+		}
+		batch := chunks[:n]
+		chunks = chunks[n:]
+		if _, err := f.p.commit(func(t *tx) error {
+			if first && st != nil {
+				t.PutStripe(st.id, st.info)
+				t.PutSalt(st.id, st.salt)
+			}
+			return f.repoint(t, batch, st != nil)
+		}); err != nil {
+			return err
+		}
+		f.p.countPlaced(batch)
+	}
+	return nil
+}
+
+// point gives a piece of a chunk its remote place.
+func point(e metastore.Extent, c *chunk) metastore.Extent {
+	e.HasRemote, e.Remote = true, c.remote
+	e.Remote.Off = uint32(e.Off - c.off)
+	return e
+}
+
+// repoint gives the live extents inside the chunks their remote place, where
+// they still hold what the cut saw: an extent written at or before the cut,
+// and not placed, is the cut's. chunks are sorted by inode and offset.
+func (f *flusher) repoint(t *tx, chunks []*chunk, fresh bool) error {
+	for len(chunks) > 0 {
+		n := 1
+		for n < len(chunks) && chunks[n].ino == chunks[0].ino {
+			n++
+		}
+		if err := f.repointFile(t, chunks[:n]); err != nil {
+			return err
+		}
+		if fresh {
+			for _, c := range chunks[:n] {
+				t.PutDedup(c.hash, c.remote)
+			}
+		}
+		chunks = chunks[n:]
+	}
+	return nil
+}
+
+func (f *flusher) repointFile(t *tx, chunks []*chunk) error {
+	ino := chunks[0].ino
+	last := chunks[len(chunks)-1]
+	from, to := chunks[0].off, last.pieces[len(last.pieces)-1].End()
+	starts := make(map[uint64]bool) // live extents of the cut, by where they or their parts start
+	var live []metastore.Extent
+	if err := t.v.db.Extents(ino, from, to, func(e metastore.Extent) bool {
+		starts[e.Off] = true
+		if !e.HasRemote && e.Seq <= f.cutSeq {
+			live = append(live, e)
+		}
+		return true
+	}); err != nil {
+		return err
+	}
+	for _, e := range live {
+		t.DeleteExtent(ino, e)
+		for at := e.Off; at < e.End(); {
+			// The chunk that covers at, else the next one after it.
+			i := sort.Search(len(chunks), func(i int) bool {
+				ps := chunks[i].pieces
+				return ps[len(ps)-1].End() > at
+			})
+			to := e.End()
+			var piece metastore.Extent
+			if i < len(chunks) && chunks[i].off <= at {
+				ps := chunks[i].pieces
+				to = min(to, ps[len(ps)-1].End())
+				piece = point(slice(e, at, to), chunks[i])
+			} else {
+				if i < len(chunks) {
+					to = min(to, chunks[i].off)
+				}
+				piece = slice(e, at, to)
+			}
+			t.PutExtent(ino, piece)
+			starts[piece.Off] = true
+			at = to
+		}
+	}
+	// The log has an extent at each of these offsets. Where the tree has none,
+	// because it has changed since the cut, the next log must say so.
+	for _, c := range chunks {
+		for _, e := range c.pieces {
+			if !starts[e.Off] {
+				if err := t.DeleteExtentAt(ino, e.Off); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// yield lets the application go first: while it works, background work takes
+// small turns, unless somebody waits for it or the journal fills.
+func (p *publisher) yield(ctx context.Context, n int) error {
+	if p.urgent() {
+		return ctx.Err()
+	}
+	// At most 20 ms for each 256 KiB: background work always gets on.
+	p.yielded += n
+	if p.yielded < 256<<10 {
+		return ctx.Err()
+	}
+	p.yielded = 0
+	for range 4 {
+		if !p.busy() {
+			break
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,305 @@
+package volume
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/defs-fs/defs/chunker"
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p"
+	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/placement"
+	"github.com/defs-fs/defs/seal"
+	"github.com/defs-fs/defs/stripe"
+	"github.com/defs-fs/defs/volume/headpb"
+)
+
+const (
+	headTimeout = 10 * time.Second
+	// slotsProbed are asked for even when no list of devices is found.
+	slotsProbed = 8
+	// slotsMax bounds the slots that a list of devices may name.
+	slotsMax = 1024
+	// entriesPerCommit bounds the log entries in one journal record.
+	entriesPerCommit = 1000
+	bytesPerCommit   = 512 << 10
+)
+
+// ErrNoHead: no node that could be asked holds a head for these words.
+var ErrNoHead = errors.New("no head found for these words")
+
+// Recovered says what Recover brought back.
+type Recovered struct {
+	Device   *Device
+	Cut      time.Time // when the recovered head was published
+	Entries  int       // log entries applied
+	Segments int       // stripes of checkpoint and log read
+}
+
+// Recover brings a volume back from its root secret alone: it finds the newest
+// head among the pool's nodes, enrols this machine as a new device, and
+// rebuilds the tree in an empty directory. Content stays with the peers and is
+// fetched as it is read. transport must have joined as the recovery peer.
+func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Transport, o Options) (*Recovered, error) {
+	recovery, err := root.Recovery()
+	if err != nil {
+		return nil, err
+	}
+	body, slot, err := findHead(ctx, recovery, transport)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := adoptBody(recovery, body, slot+1)
+	if err != nil {
+		return nil, err
+	}
+	out := &Recovered{Device: dev, Cut: time.Unix(0, body.Time), Segments: len(body.Segments)}
+	// The tree is built first and the device file written last, so that a
+	// recovery that was cut short is started again, not mounted.
+	if _, err := LoadDevice(dir); err == nil {
+		return nil, fmt.Errorf("recover into %s: %w", dir, ErrVolumeExists)
+	}
+	o.Dir, o.Key, o.Device = dir, [32]byte(dev.LocalKey), dev.Slot
+	v, err := openEmpty(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	out.Entries, err = v.rebuild(ctx, dev, body, transport)
+	if err = errors.Join(err, v.Close(ctx)); err != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	return out, dev.Save(dir)
+}
+
+// findHead returns the newest head's body among all slots, and the highest
+// slot in use.
+func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*headpb.Body, uint16, error) {
+	devicesKey := r.HeadKey(0)
+	slots := make([]uint16, 0, slotsProbed)
+	for s := uint16(1); s <= slotsProbed; s++ {
+		slots = append(slots, s)
+	}
+	heads := fetchHeads(ctx, t, [][32]byte{devicesKey.Address()})
+	if h := heads[devicesKey.Address()]; h != nil {
+		plain, err := devicesKey.OpenHead(h.Sequence, h.Sealed)
+		list := &headpb.Devices{}
+		if err == nil {
+			err = proto.Unmarshal(plain, list)
+		}
+		if err != nil || len(list.Slots) > slotsMax {
+			return nil, 0, fmt.Errorf("the list of devices cannot be read: %w", errors.Join(err, ErrNoHead))
+		}
+		for _, s := range list.Slots {
+			if s > slotsProbed && s < 1<<15 {
+				slots = append(slots, uint16(s))
+			}
+		}
+	}
+	addresses := make([][32]byte, len(slots))
+	for i, s := range slots {
+		addresses[i] = r.HeadKey(s).Address()
+	}
+	heads = fetchHeads(ctx, t, addresses)
+	var newest *headpb.Body
+	var highest uint16
+	for i, s := range slots {
+		h := heads[addresses[i]]
+		if h == nil {
+			continue
+		}
+		highest = max(highest, s)
+		plain, err := r.HeadKey(s).OpenHead(h.Sequence, h.Sealed)
+		body := &headpb.Body{}
+		if err == nil {
+			err = proto.Unmarshal(plain, body)
+		}
+		if err != nil || body.Version != 1 || len(body.Volume) != 16 {
+			return nil, 0, fmt.Errorf("the head of device %d cannot be read: %w", s, errors.Join(err, ErrNoHead))
+		}
+		if newest == nil || body.Time > newest.Time {
+			newest = body
+		}
+	}
+	if newest == nil {
+		return nil, 0, fmt.Errorf("asked %d nodes: %w", len(t.Members()), ErrNoHead)
+	}
+	return newest, highest, nil
+}
+
+// fetchHeads asks every node and keeps the highest verified sequence for each
+// address.
+func fetchHeads(ctx context.Context, t p2p.Transport, addresses [][32]byte) map[[32]byte]*wire.Head {
+	asked := make(map[[32]byte]bool, len(addresses))
+	req := &wire.GetHead{}
+	for i := range addresses {
+		asked[addresses[i]] = true
+		req.Addresses = append(req.Addresses, addresses[i][:])
+	}
+	type reply struct{ heads []*wire.Head }
+	var nodes []placement.NodeID
+	for _, m := range t.Members() {
+		if m.Role == p2p.RoleNode {
+			nodes = append(nodes, m.ID)
+		}
+	}
+	replies := make(chan reply, len(nodes))
+	for _, id := range nodes {
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, headTimeout)
+			defer cancel()
+			rep, _, err := t.Call(ctx, id, &wire.Request{Op: &wire.Request_GetHead{GetHead: req}}, nil)
+			if err != nil {
+				replies <- reply{}
+				return
+			}
+			replies <- reply{rep.GetGetHead().GetHeads()}
+		}()
+	}
+	newest := make(map[[32]byte]*wire.Head)
+	for range nodes {
+		for _, h := range (<-replies).heads {
+			if h.Verify() != nil || !asked[[32]byte(h.Address)] {
+				continue
+			}
+			if old := newest[[32]byte(h.Address)]; old == nil || h.Sequence > old.Sequence {
+				newest[[32]byte(h.Address)] = h
+			}
+		}
+	}
+	return newest
+}
+
+// adoptBody makes this machine a device of the volume that body describes.
+func adoptBody(r *seal.Recovery, body *headpb.Body, slot uint16) (*Device, error) {
+	authority := r.Authority().Public().(ed25519.PublicKey)
+	chain, err := seal.UnmarshalChain(body.Chain)
+	if err == nil {
+		_, err = chain.Verify(authority)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("device chain of the head: %w", err)
+	}
+	d := &Device{Version: 1, Volume: body.Volume, Name: body.Name, Policy: body.Policy, Chain: body.Chain, Pool: body.Pool}
+	for _, wrapped := range body.Bundles {
+		bundle, err := r.Unwrap(wrapBundle, wrapped)
+		if err != nil {
+			return nil, fmt.Errorf("key bundle of the head: %w", err)
+		}
+		d.Bundles = append(d.Bundles, bundle)
+	}
+	if len(body.PoolKey) > 0 {
+		if d.PoolKey, err = r.Unwrap(wrapPoolKey, body.PoolKey); err != nil {
+			return nil, fmt.Errorf("pool key of the head: %w", err)
+		}
+	}
+	return d, d.enroll(r, slot)
+}
+
+// rebuild applies the checkpoint and the log to the empty tree of v.
+func (v *Volume) rebuild(ctx context.Context, dev *Device, body *headpb.Body, t p2p.Transport) (entries int, err error) {
+	keys, err := newKeyring(dev)
+	if err != nil {
+		return 0, err
+	}
+	unpack, err := chunker.NewCompressor(1)
+	if err != nil {
+		return 0, err
+	}
+	stripes := stripe.NewStore(stripe.Options{Transport: t, Volume: [16]byte(dev.Volume), Bundle: keys.Bundle, Epoch: keys.Epoch, Logger: v.log})
+	b := &rebuilder{v: v}
+	for i, seg := range body.Segments {
+		if err := v.rebuildStripe(ctx, dev, keys, stripes, unpack, seg, b); err != nil {
+			return b.entries, fmt.Errorf("log stripe %d of %d: %w", i+1, len(body.Segments), err)
+		}
+	}
+	if err := b.flush(); err != nil {
+		return b.entries, err
+	}
+	return b.entries, v.recount()
+}
+
+func (v *Volume) rebuildStripe(ctx context.Context, dev *Device, keys *keyring, stripes *stripe.Store, unpack *chunker.Compressor, seg *headpb.Stripe, b *rebuilder) error {
+	if len(seg.Id) != 16 {
+		return fmt.Errorf("%w: stripe id of %d bytes", errLog, len(seg.Id))
+	}
+	id := [16]byte(seg.Id)
+	var info metastore.StripeInfo
+	if err := info.UnmarshalBinary(seg.Info); err != nil {
+		return err
+	}
+	bundle, err := keys.Bundle(info.Epoch)
+	if err != nil {
+		return err
+	}
+	salt, _, err := stripes.Salt(ctx, id, &info)
+	if err != nil {
+		return err
+	}
+	data, _, err := stripes.Read(ctx, id, &info, 0, info.K*int(info.ShardBytes))
+	if err != nil {
+		return err
+	}
+	for i, s := range seg.Slices {
+		c := seal.SliceContext{Volume: [16]byte(dev.Volume), Stripe: id, Slice: uint32(i), Epoch: info.Epoch, Length: s.StoredBytes, Purpose: seal.PurposeLog}
+		plain, err := readLogSlice(data, s, func(data []byte, n int) ([]byte, error) {
+			end := int(s.Offset) + seal.SealedBytes(n)
+			if end > len(data) {
+				return nil, fmt.Errorf("%w: slice outside its stripe", errLog)
+			}
+			return seal.OpenSlice(nil, bundle.Metadata, salt, c, data[s.Offset:end])
+		}, unpack)
+		if err != nil {
+			return fmt.Errorf("slice %d: %w", i, err)
+		}
+		if err := decodeLog(plain, b.add); err != nil {
+			return fmt.Errorf("slice %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// rebuilder applies log entries in batches.
+type rebuilder struct {
+	v       *Volume
+	batch   []logEntry
+	bytes   int
+	entries int
+}
+
+func (b *rebuilder) add(e logEntry) error {
+	b.batch = append(b.batch, e)
+	b.bytes += len(e.key) + len(e.value)
+	b.entries++
+	if len(b.batch) < entriesPerCommit && b.bytes < bytesPerCommit {
+		return nil
+	}
+	return b.flush()
+}
+
+func (b *rebuilder) flush() error {
+	batch := b.batch
+	b.batch, b.bytes = nil, 0
+	if len(batch) == 0 {
+		return nil
+	}
+	_, err := b.v.commit(func(t *tx) error {
+		for _, e := range batch {
+			var err error
+			if e.value != nil {
+				err = t.PutTree(e.key, e.value)
+			} else {
+				err = t.DeleteTree(e.key)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}

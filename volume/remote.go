@@ -1,0 +1,344 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/defs-fs/defs/cache"
+	"github.com/defs-fs/defs/chunker"
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/seal"
+	"github.com/defs-fs/defs/stripe"
+)
+
+// blockBytesMax is the unit in which stripe data is fetched and cached:
+// neighbours of a small file come with it, a random read moves little.
+const blockBytesMax = 256 << 10
+
+// readaheadStripes bounds the whole stripes fetched ahead of one reader.
+const readaheadStripes = 4
+
+// fetcher reads placed content: from the cached blocks of a stripe, else from
+// the pool. It implements remoteReader.
+type fetcher struct {
+	store    *cache.Store
+	db       *metastore.DB
+	stripes  *stripe.Store
+	keys     *keyring
+	volume   [16]byte
+	unpack   *chunker.Compressor
+	learned  func(id [16]byte, info metastore.StripeInfo) // new holders
+	salted   func(id [16]byte, salt [32]byte)
+	ctx      context.Context // of read-ahead; ends at close
+	stop     context.CancelFunc
+	inflight sync.WaitGroup // read-ahead goroutines
+
+	mu     sync.Mutex
+	calls  map[blockKey]*fetchCall           // guarded by mu: fetches under way, shared by their readers
+	ahead  int                               // guarded by mu: stripes being read ahead
+	salts  map[[16]byte][32]byte             // guarded by mu; bounded by saltsMax
+	unzips map[sliceKey][]byte               // guarded by mu: last decompressed slices, bounded by unzipsMax
+	infos  map[[16]byte]metastore.StripeInfo // guarded by mu; bounded by infosMax
+}
+
+const (
+	saltsMax  = 8192
+	infosMax  = 512
+	unzipsMax = 16
+)
+
+type blockKey struct {
+	stripe [16]byte
+	first  uint32
+	count  uint32
+}
+
+type sliceKey struct {
+	stripe [16]byte
+	slice  uint32
+}
+
+// fetchCall is one fetch that several readers may wait for.
+type fetchCall struct {
+	done chan struct{}
+	data []byte
+	err  error
+}
+
+func newFetcher(v *Volume, stripes *stripe.Store, keys *keyring, id [16]byte) (*fetcher, error) {
+	unpack, err := chunker.NewCompressor(2)
+	if err != nil {
+		return nil, err
+	}
+	f := &fetcher{
+		store: v.store, db: v.db, stripes: stripes, keys: keys, volume: id, unpack: unpack,
+		calls: make(map[blockKey]*fetchCall), salts: make(map[[16]byte][32]byte),
+		unzips: make(map[sliceKey][]byte), infos: make(map[[16]byte]metastore.StripeInfo),
+	}
+	f.ctx, f.stop = context.WithCancel(context.Background())
+	return f, nil
+}
+
+func (f *fetcher) close() {
+	f.stop()
+	f.inflight.Wait()
+}
+
+// ReadSlice fills dst with plaintext of the slice at, from off bytes past
+// at.Off on.
+func (f *fetcher) ReadSlice(ctx context.Context, at metastore.Remote, off int, dst []byte) error {
+	info, err := f.info(at.Stripe)
+	if err != nil {
+		return fmt.Errorf("stripe %x: %w", at.Stripe, err)
+	}
+	start := int(at.Off) + off
+	if start < 0 || start+len(dst) > int(at.SliceLen) {
+		return fmt.Errorf("stripe %x slice %d: read %d+%d of %d bytes", at.Stripe, at.Slice, start, len(dst), at.SliceLen)
+	}
+	bundle, err := f.keys.Bundle(info.Epoch)
+	if err != nil {
+		return err
+	}
+	salt, err := f.salt(ctx, at.Stripe, info)
+	if err != nil {
+		return err
+	}
+	if at.Compressed {
+		return f.readCompressed(ctx, at, &info, bundle.Content, salt, start, dst)
+	}
+	return f.openRange(ctx, at, &info, bundle.Content, salt, start, dst)
+}
+
+// openRange opens the 64 KiB segments around the range and copies it out.
+func (f *fetcher) openRange(ctx context.Context, at metastore.Remote, info *metastore.StripeInfo, key, salt [32]byte, start int, dst []byte) error {
+	first, sealedOff, sealedLen := seal.SegmentRange(int(at.StoredLen), start, len(dst))
+	sealed := make([]byte, seal.CommitmentBytes+sealedLen)
+	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff), sealed[:seal.CommitmentBytes]); err != nil {
+		return err
+	}
+	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff)+sealedOff, sealed[seal.CommitmentBytes:]); err != nil {
+		return err
+	}
+	c := seal.SliceContext{Volume: f.volume, Stripe: at.Stripe, Slice: at.Slice, Epoch: info.Epoch, Length: at.StoredLen, Purpose: seal.PurposeContent}
+	plain := make([]byte, 0, sealedLen)
+	plain, err := seal.OpenSegments(plain, key, salt, c, first, sealed[seal.CommitmentBytes:], sealed[:seal.CommitmentBytes])
+	if err != nil {
+		return fmt.Errorf("stripe %x slice %d: %w", at.Stripe, at.Slice, err)
+	}
+	copy(dst, plain[start-first*seal.SegmentBytes:])
+	return nil
+}
+
+// readCompressed unpacks the whole slice, and keeps the last few for the reads
+// that follow.
+func (f *fetcher) readCompressed(ctx context.Context, at metastore.Remote, info *metastore.StripeInfo, key, salt [32]byte, start int, dst []byte) error {
+	k := sliceKey{at.Stripe, at.Slice}
+	f.mu.Lock()
+	plain := f.unzips[k]
+	f.mu.Unlock()
+	if plain == nil {
+		stored := make([]byte, at.StoredLen)
+		whole := at
+		whole.Off, whole.SliceLen = 0, at.StoredLen
+		if err := f.openRange(ctx, whole, info, key, salt, 0, stored); err != nil {
+			return err
+		}
+		var err error
+		if plain, err = f.unpack.Decompress(nil, stored, int(at.SliceLen)); err != nil {
+			return fmt.Errorf("stripe %x slice %d: %w", at.Stripe, at.Slice, err)
+		}
+		f.mu.Lock()
+		if len(f.unzips) >= unzipsMax {
+			clear(f.unzips)
+		}
+		f.unzips[k] = plain
+		f.mu.Unlock()
+	}
+	copy(dst, plain[start:])
+	return nil
+}
+
+func blockBytes(info *metastore.StripeInfo) int { return min(int(info.ShardBytes), blockBytesMax) }
+
+// readBlocks copies stripe data [off, off+len(dst)) out of blocks, fetching
+// those that are not cached.
+func (f *fetcher) readBlocks(ctx context.Context, id [16]byte, info *metastore.StripeInfo, off int, dst []byte) error {
+	size := blockBytes(info)
+	for len(dst) > 0 {
+		block, in := off/size, off%size
+		n := min(len(dst), size-in)
+		if !f.store.GetSlice(id, uint32(block), in, dst[:n]) {
+			// All blocks of this read that follow are fetched in one go.
+			last := (off + len(dst) - 1) / size
+			data, err := f.fetch(ctx, id, info, block, last-block+1)
+			if err != nil {
+				return err
+			}
+			n = copy(dst, data[in:])
+		}
+		dst, off = dst[n:], off+n
+	}
+	return nil
+}
+
+// fetch brings count blocks from the pool and caches them. Concurrent fetches
+// of the same blocks share one.
+func (f *fetcher) fetch(ctx context.Context, id [16]byte, info *metastore.StripeInfo, first, count int) ([]byte, error) {
+	key := blockKey{id, uint32(first), uint32(count)}
+	size := blockBytes(info)
+	whole := blockKey{id, 0, uint32(info.K * int(info.ShardBytes) / size)}
+	f.mu.Lock()
+	call, skip := f.calls[key], 0
+	if ahead := f.calls[whole]; call == nil && ahead != nil {
+		call, skip = ahead, first*size
+	}
+	if call != nil {
+		f.mu.Unlock()
+		select {
+		case <-call.done:
+			if call.err == nil {
+				return call.data[skip : skip+count*size], nil
+			}
+			if ctx.Err() != nil || !errors.Is(call.err, context.Canceled) {
+				return nil, call.err
+			}
+			return f.fetch(ctx, id, info, first, count) // the one who fetched was interrupted
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	call = &fetchCall{done: make(chan struct{})}
+	f.calls[key] = call
+	f.mu.Unlock()
+
+	call.data, call.err = f.fetchNow(ctx, id, info, first, count)
+	f.mu.Lock()
+	delete(f.calls, key)
+	f.mu.Unlock()
+	close(call.done)
+	return call.data, call.err
+}
+
+func (f *fetcher) fetchNow(ctx context.Context, id [16]byte, info *metastore.StripeInfo, first, count int) ([]byte, error) {
+	size := blockBytes(info)
+	mine := *info
+	data, changed, err := f.stripes.Read(ctx, id, &mine, first*size, count*size)
+	if changed && f.learned != nil {
+		f.forget(id)
+		f.learned(id, mine)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i := range count {
+		f.store.PutSlice(id, uint32(first+i), data[i*size:(i+1)*size])
+	}
+	return data, nil
+}
+
+func (f *fetcher) forget(id [16]byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.infos, id)
+}
+
+func (f *fetcher) info(id [16]byte) (metastore.StripeInfo, error) {
+	f.mu.Lock()
+	info, ok := f.infos[id]
+	f.mu.Unlock()
+	if ok {
+		return info, nil
+	}
+	info, err := f.db.Stripe(id)
+	if err != nil {
+		return info, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.infos) >= infosMax {
+		clear(f.infos)
+	}
+	f.infos[id] = info
+	return info, nil
+}
+
+// salt returns the stripe's salt from memory, the metastore, or any k holders.
+func (f *fetcher) salt(ctx context.Context, id [16]byte, info metastore.StripeInfo) ([32]byte, error) {
+	f.mu.Lock()
+	salt, ok := f.salts[id]
+	f.mu.Unlock()
+	if ok {
+		return salt, nil
+	}
+	salt, err := f.db.Salt(id)
+	if errors.Is(err, metastore.ErrNotFound) {
+		var changed bool
+		salt, changed, err = f.stripes.Salt(ctx, id, &info)
+		if changed && f.learned != nil {
+			f.forget(id)
+			f.learned(id, info)
+		}
+		if err == nil && f.salted != nil {
+			f.salted(id, salt)
+		}
+	}
+	if err != nil {
+		return salt, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.salts) >= saltsMax {
+		clear(f.salts)
+	}
+	f.salts[id] = salt
+	return salt, nil
+}
+
+// Ahead fetches the stripes behind upcoming extents whose bytes are not on
+// this machine, whole and in the background. It never waits.
+func (f *fetcher) Ahead(extents []metastore.Extent) {
+	var last [16]byte
+	for _, e := range extents {
+		if !e.HasRemote || e.Remote.Stripe == last {
+			continue
+		}
+		last = e.Remote.Stripe
+		info, err := f.info(last)
+		if err != nil {
+			return
+		}
+		size := blockBytes(&info)
+		blocks := info.K * int(info.ShardBytes) / size
+		var probe [1]byte
+		if f.store.GetSlice(last, uint32(int(e.Remote.StripeOff)/size), 0, probe[:]) {
+			continue
+		}
+		f.mu.Lock()
+		_, busy := f.calls[blockKey{last, 0, uint32(blocks)}]
+		if busy || f.ahead >= readaheadStripes || f.ctx.Err() != nil {
+			f.mu.Unlock()
+			if busy {
+				continue
+			}
+			return
+		}
+		f.ahead++
+		f.inflight.Add(1)
+		f.mu.Unlock()
+		id := last
+		go func() {
+			defer f.inflight.Done()
+			defer func() {
+				f.mu.Lock()
+				f.ahead--
+				f.mu.Unlock()
+			}()
+			if _, err := f.salt(f.ctx, id, info); err != nil {
+				return
+			}
+			f.fetch(f.ctx, id, &info, 0, blocks)
+		}()
+	}
+}
