@@ -28,14 +28,12 @@ func Choose(rng *rand.Rand, nodes []Node, n int, mirror bool) ([]Pair, error) {
 	}
 	pairs := make([]Pair, n)
 	for i := range pairs {
-		if !mirror {
-			pairs[i].Primary = d.take(d.spreadRank).ID
-			continue
+		primary := d.take(d.spreadRank)
+		pairs[i].Primary = primary.ID
+		if mirror {
+			rest := d.pairing(n - 1 - i)
+			pairs[i].Mirror = d.take(func(c *candidate) rank { return d.mirrorRank(c, primary, rest) }).ID
 		}
-		d.apart = d.pairsApart(n - 1 - i)
-		primary := d.take(d.primaryRank)
-		d.primary, d.apart = primary, d.pairsApart(n-1-i)
-		pairs[i] = Pair{primary.ID, d.take(d.mirrorRank).ID}
 	}
 	return pairs, nil
 }
@@ -55,8 +53,6 @@ type draw struct {
 	hosts      map[string]int // copies placed so far in each domain
 	subnets    map[string]int
 	zones      map[string]int
-	primary    *candidate // of the pair whose mirror is drawn
-	apart      apart
 }
 
 func newDraw(rng *rand.Rand, nodes []Node) *draw {
@@ -88,28 +84,25 @@ func hostName(host string, id NodeID) string {
 	return host
 }
 
-// apart says whether the pairs still to be drawn can each lie on two hosts.
+// pairing says whether the pairs still to be drawn can each lie on two hosts.
 // left pairs can if and only if 2·left free nodes remain with at most left on
-// one host, that is if the sum of min(free nodes, left) over hosts allows it.
-type apart struct {
+// one host, that is if min(free nodes, left) summed over hosts reaches 2·left.
+// While that holds no primary can break it, only a mirror.
+type pairing struct {
 	left  int // pairs after the one being drawn
-	slack int // nodes more than needed in that sum
-	large int // hosts with more than left free nodes: taking one there costs nothing
+	slack int // how far the sum exceeds 2·left; negative where it is too late
 }
 
-func (d *draw) pairsApart(left int) apart {
-	a := apart{left: left, slack: -2 * left}
+func (d *draw) pairing(left int) pairing {
+	slack := -2 * left
 	for _, free := range d.freeOnHost {
-		a.slack += min(free, left)
-		if free > left {
-			a.large++
-		}
+		slack += min(free, left)
 	}
-	return a
+	return pairing{left, slack}
 }
 
-// cost is what taking one of a host's free nodes takes from the slack.
-func (a apart) cost(free int) int { return one(free <= a.left) }
+// broken reports whether taking one of a host's free nodes ends the chance.
+func (p pairing) broken(free int) bool { return p.slack < one(free <= p.left) }
 
 // rank orders candidates; lower ones are taken first, entry by entry.
 type rank [6]int
@@ -129,27 +122,17 @@ func (d *draw) spreadRank(c *candidate) rank {
 	return rank{d.hosts[c.host], d.subnets[c.Subnet], d.zones[c.Zone]}
 }
 
-// primaryRank first keeps later pairs possible: one that leaves no mirror on
-// another host, or no two hosts for a later pair, comes last.
-func (d *draw) primaryRank(c *candidate) rank {
-	free := d.freeOnHost[c.host]
-	largeElsewhere := d.apart.large - one(free > d.apart.left)
-	slack := d.apart.slack - d.apart.cost(free) - one(largeElsewhere == 0)
-	alone := len(d.freeOnHost) == 1
-	return rank{one(alone || slack < 0), d.hosts[c.host], d.subnets[c.Subnet], d.zones[c.Zone]}
-}
-
 // mirrorRank puts the host before partnership, because a mirror that dies with
 // its primary is none, and partnership before subnet and zone, because partners
 // are chosen to be near.
-func (d *draw) mirrorRank(c *candidate) rank {
+func (d *draw) mirrorRank(c, primary *candidate, rest pairing) rank {
 	return rank{
-		one(c.host == d.primary.host),
-		one(d.apart.slack < d.apart.cost(d.freeOnHost[c.host])),
+		one(c.host == primary.host),
+		one(rest.broken(d.freeOnHost[c.host])),
 		d.hosts[c.host],
-		one(!isPartner(c, d.primary)),
-		one(c.Subnet == d.primary.Subnet) + d.subnets[c.Subnet],
-		one(c.Zone == d.primary.Zone) + d.zones[c.Zone],
+		one(!isPartner(c, primary)),
+		one(c.Subnet == primary.Subnet) + d.subnets[c.Subnet],
+		one(c.Zone == primary.Zone) + d.zones[c.Zone],
 	}
 }
 

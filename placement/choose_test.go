@@ -273,7 +273,7 @@ func chiSquare(counts map[placement.NodeID]int, expected map[placement.NodeID]fl
 // one draw, equal nodes alike for whole stripes. The bounds are the 0.1 %
 // quantiles of chi-square with 9 degrees of freedom.
 func TestChooseIsRandomByScore(t *testing.T) {
-	const quantile, draws = 27.88, 20000
+	const quantile, draws = 27.88, 8000
 	weighted, total := pool(10), 0.0
 	for i := range weighted {
 		weighted[i].LatencyMs = float64(1 + 20*i)
