@@ -351,3 +351,54 @@ func TestFailedJournal(t *testing.T) {
 		t.Errorf("position %d: ahead of the journal", again.Applied())
 	}
 }
+
+// While nothing can be flushed Apply waits at a bound, and a failure ends the
+// wait.
+func TestApplyWaitsForFlush(t *testing.T) {
+	j := &stuckJournal{release: make(chan struct{})}
+	db, err := open(testOptions(j), vfs.NewMem(), smallMemTable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const recordsMax = 200
+	done := make(chan error, 1)
+	go func() {
+		txn := db.NewTxn()
+		txn.PutVolume("bulk", make([]byte, ValueBytesMax))
+		record := txn.Record()
+		for seq := range uint64(recordsMax) {
+			if err := db.Apply(seq+1, record); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	deadline := time.Now().Add(20 * time.Second)
+	for db.pebble.Metrics().MemTable.Size <= unflushedBytesMax && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	close(j.release)
+	select {
+	case err := <-done:
+		if !errors.Is(err, ErrFailed) {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Apply hangs")
+	}
+	if applied := db.Applied(); applied > unflushedBytesMax/ValueBytesMax+8 {
+		t.Errorf("%d MiB applied without a flush", applied)
+	}
+	if err := db.Close(); !errors.Is(err, ErrFailed) {
+		t.Errorf("close: %v", err)
+	}
+}
+
+// stuckJournal syncs nothing, and says so once released.
+type stuckJournal struct{ release chan struct{} }
+
+func (j *stuckJournal) Sync(context.Context, uint64) error {
+	<-j.release
+	return io.ErrUnexpectedEOF
+}

@@ -167,7 +167,7 @@ func (db *DB) pebbleOptions(memTableBytes uint64) *pebble.Options {
 		MaxOpenFiles:       openFilesMax,
 		// The limits of Pebble would stop Apply where nothing can wake it after
 		// a failed flush. They are out of reach: see gate.
-		MemTableStopWritesThreshold: 64,
+		MemTableStopWritesThreshold: int(16 * unflushedBytesMax / memTableBytes),
 		L0StopWritesThreshold:       1000,
 		MaxManifestFileSize:         manifestBytesMax,
 		// One sync per table, at its end, as the sealed files expect.
@@ -222,10 +222,12 @@ func (db *DB) wake() {
 }
 
 // Apply applies a journal record and its sequence number in one atomic batch.
-// A record at or below Applied is skipped, so replay may start early. Tree
-// keys that it changes are listed under the current cut generation.
+// A record at or below Applied is skipped, so replay may start early. Only an
+// empty metastore takes a record that does not follow the one before it. Tree
+// keys that a record changes are listed under the current cut generation.
 //
-// ErrCorrupt: the record does not decode; nothing was applied. ErrFailed: an
+// ErrCorrupt: the record does not decode, or records are missing before it;
+// nothing was applied. ErrFailed: an
 // earlier write to disk failed. Apply waits while flushes lag far behind.
 func (db *DB) Apply(seq uint64, record []byte) error {
 	db.applyMu.Lock()
@@ -233,8 +235,13 @@ func (db *DB) Apply(seq uint64, record []byte) error {
 	if db.closed.Load() {
 		return ErrClosed
 	}
-	if seq <= db.applied.Load() {
+	applied := db.applied.Load()
+	if seq <= applied {
 		return nil
+	}
+	if applied > 0 && seq != applied+1 {
+		return fmt.Errorf("metastore: apply record %d after record %d: those between are missing from the journal: %w",
+			seq, applied, ErrCorrupt)
 	}
 	if err := db.gate(len(record)); err != nil {
 		return err
@@ -264,7 +271,7 @@ func (db *DB) Apply(seq uint64, record []byte) error {
 	if err == nil {
 		err = setNumber(batch, keyApplied, seq)
 	}
-	if err == nil && db.applied.Load() == 0 {
+	if err == nil && applied == 0 {
 		err = setNumber(batch, keySchema, schemaVersion)
 	}
 	if err != nil {

@@ -372,6 +372,25 @@ func TestApplySkipsWhatIsApplied(t *testing.T) {
 	}
 }
 
+func TestApplyRefusesGaps(t *testing.T) {
+	db, j := newTestDB(t)
+	txn := db.NewTxn()
+	txn.PutInode(2, Inode{})
+	record := txn.Record()
+	j.records = make([][]byte, 102)
+	for _, c := range []struct {
+		seq uint64
+		ok  bool
+	}{{100, true}, {102, false}, {101, true}, {102, true}, {50, true}} {
+		if err := db.Apply(c.seq, record); errors.Is(err, ErrCorrupt) == c.ok {
+			t.Errorf("record %d at position %d: %v", c.seq, db.Applied(), err)
+		}
+	}
+	if db.Applied() != 102 {
+		t.Errorf("position %d", db.Applied())
+	}
+}
+
 func TestApplyRefusesDamagedRecords(t *testing.T) {
 	db, j := newTestDB(t)
 	commit(t, db, j, func(txn *Txn) { txn.PutInode(2, Inode{Size: 1}) })

@@ -117,7 +117,18 @@ func (t *Txn) PutDirent(parent Ino, e Dirent) {
 			t.del(cookieKey(parent, was.Cookie))
 		}
 	}
-	t.put(key, encodeDirent(e))
+	t.AddDirent(parent, e)
+}
+
+// AddDirent is PutDirent for a name that the caller knows to be free, in the
+// state or since this Txn: it saves the look at what is there, which is slow
+// for a name that comes and goes often.
+func (t *Txn) AddDirent(parent Ino, e Dirent) {
+	if len(e.Name) == 0 || len(e.Name) > NameBytesMax {
+		t.fail(fmt.Errorf("add entry to directory %d: name of %d bytes: out of range", parent, len(e.Name)))
+		return
+	}
+	t.put(direntKey(parent, e.Name), encodeDirent(e))
 	t.put(cookieKey(parent, e.Cookie), encodeListing(e))
 }
 
@@ -130,13 +141,7 @@ func (t *Txn) DeleteDirent(parent Ino, e Dirent) {
 // PutExtent sets the extent at e.Off; one that starts there is replaced. It
 // does not look for other overlaps: the caller trims those first.
 func (t *Txn) PutExtent(ino Ino, e Extent) {
-	value := encodeExtent(e)
-	if _, err := decodeExtent(e.Off, value); err != nil {
-		t.fail(fmt.Errorf("put extent of inode %d at %d: lengths do not fit", ino, e.Off))
-		return
-	}
-	key := extentKey(ino, e.Off)
-	if b := t.old(key); b != nil {
+	if b := t.old(extentKey(ino, e.Off)); b != nil {
 		was, err := decodeExtent(e.Off, b)
 		if err != nil {
 			t.fail(err)
@@ -144,7 +149,18 @@ func (t *Txn) PutExtent(ino Ino, e Extent) {
 		}
 		t.dropDerived(ino, was)
 	}
-	t.put(key, value)
+	t.AddExtent(ino, e)
+}
+
+// AddExtent is PutExtent where no extent starts at e.Off, in the state or
+// since this Txn: it saves the look at what is there.
+func (t *Txn) AddExtent(ino Ino, e Extent) {
+	value := encodeExtent(e)
+	if _, err := decodeExtent(e.Off, value); err != nil {
+		t.fail(fmt.Errorf("put extent of inode %d at %d: lengths do not fit", ino, e.Off))
+		return
+	}
+	t.put(extentKey(ino, e.Off), value)
 	length := binary.BigEndian.AppendUint32(nil, e.Len)
 	if e.HasRemote {
 		t.put(refKey(e.Remote, ino, e.Off), length)
