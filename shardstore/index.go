@@ -293,7 +293,8 @@ func (x *indexer) shard(r logged) error {
 	}
 	e := shardEntry{location: r.loc, Uptime: r.header.Uptime, Provisional: r.meta.Provisional, Partner: r.meta.Partner}
 	errs := []error{}
-	if found { // a healed copy
+	if found { // a healed copy: only the bytes change
+		e.Provisional, e.Proof = old.Provisional, old.Proof
 		errs = append(errs, x.unlink(r.meta.Key, old), x.bury(old.location, r.header.Uptime, nil))
 	} else {
 		x.state.Shards++

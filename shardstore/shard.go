@@ -148,7 +148,7 @@ func (s *Store) Manifest(key Key) (ShardInfo, []byte, error) {
 // ReadShard reads the 16 KiB groups that cover [off, off+n) of the coded
 // bytes (n = 0: to the end), with column and outboard. Every byte is checked
 // against its CRC32C. Coded and Outboard use buf's memory when it is large
-// enough: off+n is at most the shard's coded bytes. ErrNotFound, ErrCorrupt.
+// enough. ErrNotFound, ErrCorrupt, ErrRange.
 func (s *Store) ReadShard(key Key, off, n int, buf []byte) (Range, error) {
 	for attempt := 0; ; attempt++ {
 		r, err := s.readShard(key, off, n, buf)
@@ -182,7 +182,7 @@ func (s *Store) readShard(key Key, off, n int, buf []byte) (Range, error) {
 		n = coded - off
 	}
 	if off < 0 || n <= 0 || off+n > coded {
-		return Range{}, fmt.Errorf("range %d+%d of %d bytes", off, n, coded)
+		return Range{}, fmt.Errorf("%w: %d+%d of %d bytes", ErrRange, off, n, coded)
 	}
 	first := off / sumBlockBytes * sumBlockBytes
 	end := min(coded, (off+n+sumBlockBytes-1)/sumBlockBytes*sumBlockBytes)

@@ -25,6 +25,7 @@ var (
 	ErrDeleted  = errors.New("shard was deleted by its owner")
 	ErrExists   = errors.New("another shard is stored under this name")
 	ErrStale    = errors.New("a newer version is stored")
+	ErrRange    = errors.New("range is outside the shard")
 	ErrFailed   = errors.New("store has failed and takes no more changes") // a flush or write failed; reopen after repair
 	ErrClosed   = errors.New("store is closed")
 )

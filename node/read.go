@@ -1,0 +1,182 @@
+package node
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/p2p"
+	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/placement"
+	"github.com/defs-fs/defs/seal"
+	"github.com/defs-fs/defs/shardstore"
+)
+
+// getShard answers a range of coded bytes with its proof, or the whole body to
+// the shard's partner.
+func (n *Node) getShard(ctx context.Context, from p2p.Peer, op *wire.GetShard) (*wire.GetShardReply, []byte, error) {
+	key, err := shardKey(op.Blind, op.Index)
+	if err != nil {
+		return nil, nil, err
+	}
+	off, length := int(op.Offset), int(op.Length)
+	if op.Offset > wire.ShardBytesMax || op.Length > wire.ShardBytesMax {
+		return nil, nil, invalid("range %d+%d is beyond any shard", op.Offset, op.Length)
+	}
+	if op.Whole {
+		off, length = 0, 0
+	}
+	room := int64(length)
+	if length == 0 {
+		room = 1 << 20
+	}
+	if err := n.take(ctx, n.readBytes, room); err != nil {
+		return nil, nil, err
+	}
+	defer n.readBytes.Release(room)
+
+	r, err := n.store.ReadShard(key, off, length, nil)
+	if err != nil {
+		return nil, nil, n.readError(key, err)
+	}
+	columnHash := erasure.ColumnHash(r.Column[:])
+	rep := &wire.GetShardReply{ColumnHash: columnHash[:]}
+	if op.Whole {
+		if r.Partner == "" || placement.NodeID(r.Partner) != from.Member.ID {
+			return nil, nil, denied("whole shards go to the shard's partner only")
+		}
+		rep.Manifest = new(wire.Manifest)
+		if err := proto.Unmarshal(r.Manifest, rep.Manifest); err != nil {
+			return nil, nil, n.readError(key, errors.Join(shardstore.ErrCorrupt, err))
+		}
+		return rep, append(append(make([]byte, 0, len(r.Column)+len(r.Coded)), r.Column[:]...), r.Coded...), nil
+	}
+	if length == 0 {
+		length = r.CodedBytes - off
+	}
+	proof, err := erasure.Prove(r.Coded, r.Outboard, off, length)
+	if err != nil {
+		return nil, nil, err
+	}
+	rep.ProofBytes = uint32(len(proof))
+	return rep, proof, nil
+}
+
+// readError turns a failed read into a reply; a damaged shard is healed.
+func (n *Node) readError(key shardstore.Key, err error) error {
+	switch {
+	case errors.Is(err, shardstore.ErrRange):
+		return invalid("%v", err)
+	case errors.Is(err, shardstore.ErrCorrupt):
+		n.log.Error("A stored shard is damaged; the copy of its partner is fetched, if it has one.", "shard", key.String(), "err", err)
+		select {
+		case n.heals <- key:
+		default: // the next read asks again
+		}
+	}
+	return err
+}
+
+// getColumns answers salt columns to who opens the lock.
+func (n *Node) getColumns(from p2p.Peer, op *wire.GetColumns) (*wire.GetColumnsReply, error) {
+	if err := checkBatch(len(op.Requests)); err != nil {
+		return nil, err
+	}
+	rep := &wire.GetColumnsReply{}
+	for _, r := range op.Requests {
+		c, err := n.column(from, r)
+		if err != nil {
+			if p2p.StatusOf(replyError(err)) == wire.Status_STATUS_INTERNAL {
+				n.log.Error("A column could not be read.", "err", err)
+			}
+			c = &wire.Column{Status: p2p.StatusOf(replyError(err))}
+		}
+		rep.Columns = append(rep.Columns, c)
+	}
+	return rep, nil
+}
+
+func (n *Node) column(from p2p.Peer, req *wire.ColumnRequest) (*wire.Column, error) {
+	key, err := shardKey(req.Blind, req.Index)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.authorize(from, seal.OpColumns, key.Blind, key.Index, req.Authorization); err != nil {
+		return nil, err
+	}
+	r, err := n.store.ReadShard(key, 0, 1, nil)
+	if err != nil {
+		return nil, n.readError(key, err)
+	}
+	root, err := erasure.OutboardRoot(r.Outboard)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.Column{Column: r.Column[:], CodedRoot: root[:]}, nil
+}
+
+// hasShards tells which shards are stored. No shard's bytes are read.
+func (n *Node) hasShards(op *wire.HasShards) (*wire.HasShardsReply, error) {
+	if err := checkBatch(len(op.Shards)); err != nil {
+		return nil, err
+	}
+	rep := &wire.HasShardsReply{Held: make([]bool, len(op.Shards))}
+	for i, s := range op.Shards {
+		key, err := shardKey(s.Blind, s.Index)
+		if err != nil {
+			return nil, err
+		}
+		rep.Held[i] = n.store.Has(key)
+	}
+	return rep, nil
+}
+
+// healer replaces damaged shards by their partners' copies.
+func (n *Node) healer(ctx context.Context) {
+	for {
+		select {
+		case key := <-n.heals:
+			if err := n.heal(ctx, key); err != nil && ctx.Err() == nil {
+				n.log.Error("A damaged shard was not healed; parity restores it when its holder is given up.", "shard", key.String(), "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (n *Node) heal(ctx context.Context, key shardstore.Key) error {
+	info, err := n.store.Stat(key)
+	if err != nil {
+		return err
+	}
+	if _, err := n.store.ReadShard(key, 0, 0, nil); !errors.Is(err, shardstore.ErrCorrupt) {
+		return err // healed meanwhile
+	}
+	if info.Partner == "" {
+		return errors.New("it has no partner")
+	}
+	rep, body, err := n.call(ctx, placement.NodeID(info.Partner), &wire.Request{Op: &wire.Request_GetShard{GetShard: &wire.GetShard{
+		Blind: key.Blind[:], Index: uint32(key.Index), Whole: true,
+	}}}, nil)
+	if err != nil {
+		return err
+	}
+	// The reply proves itself by the stripe's name, which is our own key.
+	m := rep.GetGetShard().GetManifest()
+	sh, err := checkShard(m, uint32(key.Index), erasure.CRC(body), body)
+	if err != nil {
+		return err
+	}
+	if sh.Key != key {
+		return errors.New("the partner answered with another stripe")
+	}
+	sh.Partner, sh.Provisional = info.Partner, info.Provisional
+	if err := n.store.ReplaceShard(ctx, sh); err != nil {
+		return err
+	}
+	n.log.Info("A damaged shard was healed from its partner.", "shard", key.String(), "peer", info.Partner)
+	return nil
+}
