@@ -120,7 +120,7 @@ func VerifyCertificate(c *wire.Certificate, pool PoolID, now time.Time) (placeme
 		return deny("has an invite key of %d bytes", len(c.InviteKey))
 	case c.Expiry < 0 || c.Expiry > 0 && now.Unix() >= c.Expiry:
 		return deny("expired at %s; ask for a new ticket", time.Unix(c.Expiry, 0).UTC().Format(time.RFC3339))
-	case Role(c.Role) != RoleNode && Role(c.Role) != RoleDevice:
+	case Role(c.Role) != RoleNode && Role(c.Role) != RoleDevice && Role(c.Role) != RoleRecovery:
 		return deny("has the unknown role %d", c.Role)
 	case len(c.Peer) > peerIDBytesMax:
 		return deny("has a peer id of %d bytes", len(c.Peer))

@@ -16,17 +16,15 @@ import (
 	"github.com/defs-fs/defs/placement"
 )
 
-const (
-	strangersMax     = 64               // connections of peers that have not shown a certificate
-	admissionTimeout = 10 * time.Second // to show it
-)
+const strangersMax = 64 // connections of peers that have not shown a certificate
 
 // gate lets in whoever might be a member and lets only members stay. A
 // stranger may connect, because a new member is one until its Hello, but is
-// counted, served nothing else, and closed after admissionTimeout.
+// counted, served nothing else, and closed after patience.
 type gate struct {
-	table *memberTable
-	ctx   context.Context
+	table    *memberTable
+	ctx      context.Context
+	patience time.Duration
 
 	mu        sync.Mutex
 	strangers map[network.Conn]time.Time // when they connected
@@ -80,7 +78,7 @@ func (g *gate) closeStrangers(now time.Time) {
 	for c, since := range g.strangers {
 		if g.admitted(c.RemotePeer()) {
 			delete(g.strangers, c)
-		} else if now.Sub(since) >= admissionTimeout {
+		} else if now.Sub(since) >= g.patience {
 			late = append(late, c)
 		}
 	}
@@ -90,12 +88,12 @@ func (g *gate) closeStrangers(now time.Time) {
 	}
 }
 
-// wait returns once p is admitted, or an error after admissionTimeout.
+// wait returns once p is admitted, or an error after patience.
 func (g *gate) wait(ctx context.Context, p peer.ID) error {
 	if g.admitted(p) {
 		return nil
 	}
-	timeout := time.NewTimer(admissionTimeout)
+	timeout := time.NewTimer(g.patience)
 	defer timeout.Stop()
 	for {
 		changed := g.table.unread()

@@ -74,8 +74,10 @@ func (h *Host) probeDue(now time.Time, slots chan struct{}) (alive int) {
 		m.idle.trim(now.Add(-streamIdleMax))
 		h.table.mu.Lock()
 		state := h.table.state(m, now)
-		due := !m.probing && !now.Before(m.nextProbe)
-		report := state == Dead && !m.reportedOn
+		// A recovery member is nowhere: nothing is expected of it.
+		expected := Role(m.said.wire.Certificate.Role) != RoleRecovery
+		due := expected && !m.probing && !now.Before(m.nextProbe)
+		report := expected && state == Dead && !m.reportedOn
 		if report {
 			m.reportedOn = true
 			h.table.notify()

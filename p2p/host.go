@@ -90,8 +90,12 @@ func NewHost(ctx context.Context, o HostOptions) (_ *Host, err error) {
 		self: id, pool: pool, suspectAfter: o.SuspectAfter, deadAfter: o.DeadAfter,
 		newMember: h.newMember, byID: make(map[placement.NodeID]*member), changed: make(chan struct{}),
 	}
-	h.gate = &gate{table: h.table, ctx: h.ctx, strangers: make(map[network.Conn]time.Time)}
+	h.gate = &gate{table: h.table, ctx: h.ctx, patience: 2 * o.DialTimeout, strangers: make(map[network.Conn]time.Time)}
 	lastListen := h.loadMembers()
+	if err := h.learnSponsored(); err != nil {
+		h.cancel()
+		return nil, fmt.Errorf("start host: %w", err)
+	}
 
 	if h.net, err = newNetwork(o, h.gate); err != nil {
 		h.cancel()
@@ -104,6 +108,7 @@ func NewHost(ctx context.Context, o HostOptions) (_ *Host, err error) {
 	}()
 	h.net.Network().Notify(&network.NotifyBundle{ConnectedF: h.connected, DisconnectedF: h.disconnected})
 	h.net.SetStreamHandler(requestProtocol, h.serveStream)
+	h.net.SetStreamHandler(certificateProtocol, h.serveCertificate)
 	if h.discovery, err = newDiscovery(membersOnly{h.net, h.gate}); err != nil {
 		return nil, fmt.Errorf("start host: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/transporttest"
+	"github.com/defs-fs/defs/placement"
 )
 
 // testPool makes hosts of one pool on loopback.
@@ -18,6 +19,7 @@ type testPool struct {
 	t         testing.TB
 	ticket    p2p.Ticket
 	bootstrap []string
+	dirs      map[placement.NodeID]string // of the hosts started
 }
 
 func newTestPool(t testing.TB) *testPool {
@@ -29,7 +31,7 @@ func newTestPool(t testing.TB) *testPool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &testPool{t: t, ticket: ticket}
+	return &testPool{t: t, ticket: ticket, dirs: make(map[placement.NodeID]string)}
 }
 
 func (p *testPool) options(dir string) p2p.HostOptions {
@@ -69,6 +71,7 @@ func (p *testPool) start(o p2p.HostOptions) *p2p.Host {
 			p.t.Error(err)
 		}
 	})
+	p.dirs[h.Self()] = o.Dir
 	if p.bootstrap == nil {
 		p.bootstrap = h.Addrs()
 	}

@@ -221,7 +221,7 @@ func listen(h host.Host, addrs, last []string) (bound []string, err error) {
 		}
 		bound = append(bound, got)
 	}
-	if len(h.Network().ListenAddresses()) == 0 && len(addrs) > 0 {
+	if !slices.ContainsFunc(bound, func(a string) bool { return a != "" }) {
 		return nil, fmt.Errorf("listen: no address of %s is free: %w", strings.Join(addrs, ", "), err)
 	}
 	return bound, nil

@@ -25,6 +25,8 @@ type HostOptions struct {
 	Listen      []string           // multiaddrs; default: a free TCP and UDP port on all interfaces
 	Bootstrap   []string           // multiaddrs with /p2p/ID to ask for members; a ticket has them
 
+	Sponsored []*wire.Member // announcements of members that are not there themselves; see Sponsor
+
 	Host string // failure domain; default: a hash of this machine's id
 	Zone string // failure domain as the owner names it
 

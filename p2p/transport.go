@@ -29,12 +29,17 @@ const (
 	RoleNode Role = 1
 	// RoleDevice mounts volumes.
 	RoleDevice Role = 2
+	// RoleRecovery is the identity that a volume's recovery words give. It is
+	// known to the pool and not there, until a machine recovers the volume.
+	RoleRecovery Role = 3
 )
 
 func (r Role) String() string {
 	switch r {
 	case RoleNode:
 		return "node"
+	case RoleRecovery:
+		return "recovery"
 	case RoleDevice:
 		return "device"
 	}

@@ -1,0 +1,8 @@
+package p2p
+
+// The examples of FORMAT.md.
+const (
+	goldenFrame = "0e 08 01 10 05 52 08 10 03 20 ef fd b6 f5 0d 73 68 61 72 64"
+
+	goldenTicket = "defs1agfiry65oqe7dfp5klns2pf2lvzmuzyjx4ozieq36n2iqanub5xvyaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaaaaaadrh6zqb42prlqu7mzikii3taywwyvcwmyunb44zzatosdpax76spt5apkcpatcbsyc6igd4x2pa5eezjzkfaq3avqftpuffxqxwm4nn2eq6ydacacqf5uxanbpge4telrqfyzc4mjporrxalzugaydcl3qgjyc6mjsiqzuw33pk5ihcvbsnzguiu3jlbkvg6bviq3wmyltmf4gq6clnftvm2ddoftgws3rojggo2cdoe4wu6d2vsftq7em"
+)
