@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -188,4 +189,16 @@ func FuzzTicket(f *testing.F) {
 			t.Fatalf("not the same again: %v", err)
 		}
 	})
+}
+
+func fixedAddrs(t testing.TB, texts ...string) (addrs []multiaddr.Multiaddr) {
+	t.Helper()
+	for _, text := range texts {
+		a, err := multiaddr.NewMultiaddr(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs = append(addrs, a)
+	}
+	return addrs
 }

@@ -44,7 +44,8 @@ type Recovered struct {
 // Recover brings a volume back from its root secret alone: it finds the newest
 // head among the pool's nodes, enrols this machine as a new device, and
 // rebuilds the tree in an empty directory. Content stays with the peers and is
-// fetched as it is read. transport must have joined as the recovery peer.
+// fetched as it is read. transport must have joined as the recovery peer. The
+// caller saves Recovered.Device.
 func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Transport, o Options) (*Recovered, error) {
 	recovery, err := root.Recovery()
 	if err != nil {
@@ -59,8 +60,8 @@ func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Tran
 		return nil, err
 	}
 	out := &Recovered{Device: dev, Cut: time.Unix(0, body.Time), Segments: len(body.Segments)}
-	// The tree is built first and the device file written last, so that a
-	// recovery that was cut short is started again, not mounted.
+	// The caller saves the device file last, so that a recovery that was cut
+	// short is started again, not mounted.
 	if _, err := LoadDevice(dir); err == nil {
 		return nil, fmt.Errorf("recover into %s: %w", dir, ErrVolumeExists)
 	}
@@ -73,7 +74,7 @@ func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Tran
 	if err = errors.Join(err, v.Close(ctx)); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
-	return out, dev.Save(dir)
+	return out, nil
 }
 
 // findHead returns the newest head's body among all slots, and the highest
