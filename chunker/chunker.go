@@ -30,16 +30,16 @@ import (
 // Params are the bounds of chunk lengths, in bytes.
 type Params struct {
 	MinBytes int // no chunk is shorter, but the last of a stream
-	AvgBytes int // lengths gather around it; their mean is up to half more
+	AvgBytes int // lengths gather around it; their mean is a little more
 	MaxBytes int // no chunk is longer
 }
 
-// DefaultParams suit slices of at most 4 MiB. Chunks of random data are 0.7
-// MiB on average. A change makes about one and a half chunks new, so larger
-// ones would store more at each small change; smaller ones would make the
-// metadata of large files longer.
+// DefaultParams give chunks of 150 KiB on average on random data. A change
+// makes about one and a half chunks new, so larger ones would store more at
+// each small change; smaller ones would make the metadata of large files
+// longer and the seal of each slice dearer.
 func DefaultParams() Params {
-	return Params{MinBytes: 256 << 10, AvgBytes: 512 << 10, MaxBytes: 4 << 20}
+	return Params{MinBytes: 32 << 10, AvgBytes: 128 << 10, MaxBytes: 512 << 10}
 }
 
 // gearBytes is how many bytes back the rolling hash sees: each shift moves a

@@ -219,8 +219,8 @@ func TestLengthsGatherAroundAverage(t *testing.T) {
 }
 
 // One percent of a document of 100 MiB changes in at most ten places, each
-// overwritten, grown or shrunk: most of its bytes are in chunks that the old
-// version had.
+// overwritten, grown or shrunk: at least 95 percent of its bytes are in chunks
+// that the old version had.
 func TestEditsStayLocal(t *testing.T) {
 	const size = 100 << 20
 	c := mustNew(t, [32]byte{4}, DefaultParams())
@@ -228,7 +228,7 @@ func TestEditsStayLocal(t *testing.T) {
 	known := map[[32]byte]bool{}
 	cutAll(c, document, func(chunk []byte) { known[blake3.Sum256(chunk)] = true })
 
-	for round, regions := range []int{1, 5, 10} {
+	for round, regions := range []int{1, 10} {
 		random := rand.New(rand.NewPCG(5, uint64(round)))
 		var edited []byte
 		part := size / regions
@@ -258,7 +258,7 @@ func TestEditsStayLocal(t *testing.T) {
 		// few chunks until the cuts fall together again.
 		share := float64(fresh) / float64(len(edited))
 		t.Logf("%d regions: %.1f %% of the bytes are new", regions, 100*share)
-		if bound := 0.02 + float64(regions)*0.01; share > bound {
+		if bound := 0.02 + float64(regions)*0.003; share > bound {
 			t.Errorf("%d regions: %.1f %% of the bytes are new", regions, 100*share)
 		}
 	}
