@@ -12,7 +12,7 @@ const extentsPerRecord = 2048
 
 // mapExtent adds an extent where nothing is mapped.
 func (t *tx) mapExtent(ino Ino, n *metastore.Inode, e metastore.Extent) {
-	t.PutExtent(ino, e)
+	t.AddExtent(ino, e)
 	n.Allocated += uint64(e.Len)
 	t.bytes += int64(e.Len)
 }

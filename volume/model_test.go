@@ -68,7 +68,7 @@ func checkInvariants(t testing.TB, v *Volume) {
 			}
 			last = d.Cookie
 			named, err := v.db.Dirent(ino, d.Name)
-			if err != nil || named != d {
+			if cached, cachedErr := v.names.get(ino, d.Name); err != nil || named != d || cachedErr != nil || cached != d {
 				t.Errorf("directory %d: the listing shows %+v, the name leads to %+v, %v", ino, d, named, err)
 			}
 			child, found := inodes[d.Ino]

@@ -80,7 +80,7 @@ func (t *tx) rename(fromDir Ino, from string, toDir Ino, to string, flags Rename
 		if err := t.checkEmpty(replaced.Ino); err != nil {
 			return err
 		}
-		t.DeleteDirent(toDir, replaced)
+		t.deleteEntry(toDir, replaced)
 		if err := t.dropDirectory(replaced.Ino); err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func (t *tx) rename(fromDir Ino, from string, toDir Ino, to string, flags Rename
 			return err
 		}
 	default:
-		t.DeleteDirent(toDir, replaced)
+		t.deleteEntry(toDir, replaced)
 		if err := t.dropLink(replaced.Ino); err != nil {
 			return err
 		}
@@ -99,7 +99,7 @@ func (t *tx) rename(fromDir Ino, from string, toDir Ino, to string, flags Rename
 // move gives an entry a new place that is free. Inside one directory it keeps its cookie, so that a listing in
 // progress does not meet it again at the end.
 func (t *tx) move(fromDir Ino, moved metastore.Dirent, toDir Ino, to string) error {
-	t.DeleteDirent(fromDir, moved)
+	t.deleteEntry(fromDir, moved)
 	if fromDir != toDir {
 		if err := t.reparent(moved, fromDir, toDir); err != nil {
 			return err
@@ -107,7 +107,7 @@ func (t *tx) move(fromDir Ino, moved metastore.Dirent, toDir Ino, to string) err
 		moved.Cookie = uint64(t.newID())
 	}
 	moved.Name = to
-	t.PutDirent(toDir, moved)
+	t.addEntry(toDir, moved)
 	return t.stampMoved(fromDir, toDir, moved.Ino)
 }
 
@@ -124,10 +124,10 @@ func (t *tx) exchange(fromDir Ino, a metastore.Dirent, toDir Ino, b metastore.Di
 			return err
 		}
 	}
-	t.DeleteDirent(fromDir, a)
-	t.DeleteDirent(toDir, b)
-	t.PutDirent(fromDir, metastore.Dirent{Name: a.Name, Cookie: a.Cookie, Ino: b.Ino, Type: b.Type})
-	t.PutDirent(toDir, metastore.Dirent{Name: b.Name, Cookie: b.Cookie, Ino: a.Ino, Type: a.Type})
+	t.deleteEntry(fromDir, a)
+	t.deleteEntry(toDir, b)
+	t.addEntry(fromDir, metastore.Dirent{Name: a.Name, Cookie: a.Cookie, Ino: b.Ino, Type: b.Type})
+	t.addEntry(toDir, metastore.Dirent{Name: b.Name, Cookie: b.Cookie, Ino: a.Ino, Type: a.Type})
 	return t.stampMoved(fromDir, toDir, a.Ino, b.Ino)
 }
 

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"context"
-	"errors"
 	"math"
 	"strings"
 	"syscall"
@@ -47,8 +46,8 @@ func (v *Volume) lookup(parent Ino, name string) (metastore.Dirent, metastore.In
 	if len(name) > nameMaxBytes {
 		return metastore.Dirent{}, metastore.Inode{}, NameTooLong
 	}
-	d, err := v.db.Dirent(parent, name)
-	if errors.Is(err, metastore.ErrNotFound) {
+	d, err := v.names.get(parent, name)
+	if err == NotExist {
 		p, err := v.inodes.get(parent)
 		switch {
 		case err == NotExist:
@@ -103,11 +102,7 @@ func (t *tx) entry(parent Ino, name string) (metastore.Dirent, error) {
 	if len(name) > nameMaxBytes {
 		return metastore.Dirent{}, NameTooLong
 	}
-	d, err := t.v.db.Dirent(parent, name)
-	if errors.Is(err, metastore.ErrNotFound) {
-		return d, NotExist
-	}
-	return d, err
+	return t.v.names.load(parent, name)
 }
 
 // stamp marks a directory's entries as changed now.
@@ -159,7 +154,7 @@ func (v *Volume) Create(ctx context.Context, parent Ino, name string, c Create) 
 		t.stamp(&dir)
 		t.putInode(parent, dir)
 		t.putInode(ino, n)
-		t.PutDirent(parent, metastore.Dirent{Ino: ino, Type: direntType(n.Mode), Cookie: uint64(ino), Name: name})
+		t.addEntry(parent, metastore.Dirent{Ino: ino, Type: direntType(n.Mode), Cookie: uint64(ino), Name: name})
 		a = attr(ino, &n)
 		return nil
 	})
@@ -287,7 +282,7 @@ func (v *Volume) Link(ctx context.Context, ino, parent Ino, name string) (Attr, 
 		t.stamp(&dir)
 		t.putInode(ino, n)
 		t.putInode(parent, dir)
-		t.PutDirent(parent, metastore.Dirent{Ino: ino, Type: direntType(n.Mode), Cookie: uint64(t.newID()), Name: name})
+		t.addEntry(parent, metastore.Dirent{Ino: ino, Type: direntType(n.Mode), Cookie: uint64(t.newID()), Name: name})
 		a = attr(ino, &n)
 		return nil
 	})
@@ -308,7 +303,7 @@ func (v *Volume) Unlink(ctx context.Context, parent Ino, name string) error {
 		if d.Type == syscall.DT_DIR {
 			return IsDir
 		}
-		t.DeleteDirent(parent, d)
+		t.deleteEntry(parent, d)
 		t.stamp(&dir)
 		t.putInode(parent, dir)
 		return t.dropLink(d.Ino)
@@ -339,7 +334,7 @@ func (v *Volume) Rmdir(ctx context.Context, parent Ino, name string) error {
 		if err := t.checkEmpty(d.Ino); err != nil {
 			return err
 		}
-		t.DeleteDirent(parent, d)
+		t.deleteEntry(parent, d)
 		dir.Nlink--
 		t.stamp(&dir)
 		t.putInode(parent, dir)
