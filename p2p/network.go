@@ -59,12 +59,13 @@ func newNetwork(o HostOptions, gate *gate) (host.Host, error) {
 	}
 	mux := *yamux.DefaultTransport
 	mux.InitialStreamWindowSize = streamWindowBytes
+	mux.MaxMessageSize = muxerMessageBytes
 	options := []libp2p.Option{
 		libp2p.Identity(key),
 		libp2p.NoListenAddrs,
 		libp2p.Transport(tcp.NewTCPTransport),
 		libp2p.Transport(libp2pquic.NewTransport),
-		libp2p.Security(libp2ptls.ID, libp2ptls.New),
+		libp2p.Security(libp2ptls.ID, newCoalescingTLS),
 		libp2p.Muxer(yamux.ID, &mux),
 		libp2p.ResourceManager(resources),
 		libp2p.ConnectionManager(conns),
