@@ -56,6 +56,9 @@ func (n *Node) getShard(ctx context.Context, from p2p.Peer, op *wire.GetShard) (
 	if length == 0 {
 		length = r.CodedBytes - off
 	}
+	if off == 0 && length == r.CodedBytes {
+		return rep, r.Coded, nil // all of it is its own proof
+	}
 	proof, err := erasure.Prove(r.Coded, r.Outboard, off, length)
 	if err != nil {
 		return nil, nil, err

@@ -1319,7 +1319,7 @@ func (x *GetShard) GetWhole() bool {
 type GetShardReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ColumnHash    []byte                 `protobuf:"bytes,1,opt,name=column_hash,json=columnHash,proto3" json:"column_hash,omitempty"`  // BLAKE3(column)
-	ProofBytes    uint32                 `protobuf:"varint,2,opt,name=proof_bytes,json=proofBytes,proto3" json:"proof_bytes,omitempty"` // the body is the proof of a bao slice
+	ProofBytes    uint32                 `protobuf:"varint,2,opt,name=proof_bytes,json=proofBytes,proto3" json:"proof_bytes,omitempty"` // the body is the proof of a bao slice; 0: all coded bytes, without proof
 	Manifest      *Manifest              `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`                        // with whole only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
