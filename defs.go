@@ -109,7 +109,7 @@ func Init(o InitOptions) (words string, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return "", fmt.Errorf("init: %w", err)
 	}
-	if err := enter(o.Dir, ticket, recovery.Peer()); err != nil {
+	if err := errors.Join(enter(o.Dir, ticket, recovery.Peer()), addPeers(o.Dir, ticket.Addrs)); err != nil {
 		return "", fmt.Errorf("init: %w", err)
 	}
 	// The device file comes last: without it there is no volume.
@@ -264,8 +264,12 @@ func openHost(ctx context.Context, o Options, dev *volume.Device) (*p2p.Host, er
 	if err := readMessage(filepath.Join(o.Dir, recoveryFile), sponsored); err != nil {
 		return nil, fmt.Errorf("open volume: %w", err)
 	}
+	known, err := knownPeers(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open volume: %w", err)
+	}
 	return p2p.NewHost(ctx, p2p.HostOptions{
-		Dir: filepath.Join(o.Dir, networkDir), Key: key, Certificate: certificate, Listen: o.Listen, Bootstrap: o.Peers,
+		Dir: filepath.Join(o.Dir, networkDir), Key: key, Certificate: certificate, Listen: o.Listen, Bootstrap: joinPeers(o.Peers, known),
 		Sponsored:    []*wire.Member{sponsored},
 		SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout, Logger: o.Logger,
 	})
@@ -453,7 +457,7 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
-	if err := enter(o.Dir, ticket, recovery.Peer()); err != nil {
+	if err := errors.Join(enter(o.Dir, ticket, recovery.Peer()), addPeers(o.Dir, o.Peers)); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	if err := report.Device.Save(o.Dir); err != nil {
