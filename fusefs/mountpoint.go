@@ -1,0 +1,141 @@
+package fusefs
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// fsType is the type of our mounts in /proc/self/mountinfo.
+const fsType = "fuse.defs"
+
+// staleProbeTimeout bounds the question whether a mount is alive. A dead one answers at once.
+const staleProbeTimeout = 5 * time.Second
+
+// CleanStale detaches mounts at mountpoint whose process has died ("transport endpoint is not connected") and says
+// whether there were any. A live mount is left alone, and so is a dead one of another filesystem.
+func CleanStale(mountpoint string) (cleaned bool, err error) {
+	path, err := resolveMountpoint(mountpoint)
+	if err != nil {
+		return false, err
+	}
+	const stackedMax = 16 // mounts on top of each other
+	for range stackedMax {
+		if ours, err := topMountIsOurs(path); err != nil || !ours {
+			return cleaned, err
+		}
+		if !isStale(path) {
+			return cleaned, nil
+		}
+		if err := detach(path); err != nil {
+			return cleaned, fmt.Errorf("stale mount at %s: %w", path, err)
+		}
+		cleaned = true
+	}
+	return cleaned, fmt.Errorf("more than %d stale mounts at %s: unmount them by hand", stackedMax, path)
+}
+
+// resolveMountpoint follows symbolic links as the kernel did when it recorded the mount. The last element is not
+// followed if it cannot be: a stale mount does not even answer lstat.
+func resolveMountpoint(mountpoint string) (string, error) {
+	abs, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return "", err
+	}
+	if path, err := filepath.EvalSymlinks(abs); err == nil {
+		return path, nil
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, filepath.Base(abs)), nil
+}
+
+// topMountIsOurs looks the path up in the mount table, without touching the mount itself.
+func topMountIsOurs(path string) (bool, error) {
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	defer table.Close()
+	types, err := mountTypes(table, path)
+	if err != nil || len(types) == 0 {
+		return false, err
+	}
+	return types[len(types)-1] == fsType, nil
+}
+
+// mountTypes reads a mount table (proc_pid_mountinfo(5)) and returns the types of the mounts at path, lowest first.
+func mountTypes(table io.Reader, path string) ([]string, error) {
+	var types []string
+	lines := bufio.NewScanner(table)
+	for lines.Scan() {
+		before, after, found := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
+		tail := strings.Fields(after)
+		if !found || len(fields) < 5 || len(tail) < 1 {
+			return nil, errors.New("mount table: a line is not as expected")
+		}
+		if unescapeMountPath(fields[4]) == path {
+			types = append(types, tail[0])
+		}
+	}
+	return types, lines.Err()
+}
+
+// unescapeMountPath decodes the \ooo of the mount table (space, tab, newline and backslash).
+func unescapeMountPath(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+4 <= len(s) {
+			if code, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(code))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// isStale asks the mount for its statfs, which the kernel cannot answer from its caches. The answer is waited for in
+// a goroutine of its own, because a live mount that hangs may never give one.
+func isStale(path string) bool {
+	answer := make(chan error, 1)
+	go func() {
+		var st syscall.Statfs_t
+		answer <- syscall.Statfs(path, &st)
+	}()
+	select {
+	case err := <-answer:
+		return errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED)
+	case <-time.After(staleProbeTimeout):
+		return false
+	}
+}
+
+// detach unmounts even where programs still have files open there: they get errors already.
+func detach(path string) error {
+	err := syscall.Unmount(path, syscall.MNT_DETACH)
+	if !errors.Is(err, syscall.EPERM) {
+		return err
+	}
+	out, err := exec.Command("fusermount3", "-u", "-z", path).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3 -u -z: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,207 @@
+package fusefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/defs-fs/defs/volume"
+)
+
+// maxWriteBytes bounds one read or write request; the kernel takes no larger ones by default.
+const maxWriteBytes = 1 << 20
+
+// capabilities are asked of the kernel beside go-fuse's defaults.
+const capabilities = fuse.CAP_DONT_MASK | // default ACLs replace the umask, so the mask is applied here
+	fuse.CAP_HANDLE_KILLPRIV_V2 | // else every write asks for security.capability first
+	fuse.CAP_SETXATTR_EXT | // tells when setting an ACL has to clear set-group-ID
+	fuse.CAP_READDIRPLUS_AUTO |
+	fuse.CAP_ASYNC_DIO |
+	fuse.CAP_EXPORT_SUPPORT // open_by_handle_at and NFS
+
+// Server is a mounted filesystem. Its methods may be called by any goroutine.
+type Server struct {
+	mountpoint string
+	raw        *fuse.Server
+	logger     *slog.Logger
+
+	unmountMu sync.Mutex    // one Unmount at a time
+	done      chan struct{} // closed when the last request has been answered
+}
+
+// Mount shows o.Volume at o.Mountpoint and returns when the mount answers. It cleans a stale mount of an earlier
+// process first. ctx bounds the wait only.
+func Mount(ctx context.Context, o Options) (*Server, error) {
+	if o.Volume == nil {
+		return nil, errors.New("mount: no volume given")
+	}
+	o.EnsureDefaults()
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	return MountRaw(ctx, newFilesystem(o), o)
+}
+
+// MountRaw mounts any raw filesystem with the same options towards the kernel as Mount; o.Volume is not used.
+// Benchmarks compare with it.
+func MountRaw(ctx context.Context, raw fuse.RawFileSystem, o Options) (*Server, error) {
+	o.EnsureDefaults()
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	if _, err := CleanStale(o.Mountpoint); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	if info, err := os.Stat(o.Mountpoint); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("mount: %s is not a directory", o.Mountpoint)
+	}
+
+	connection, err := fuse.NewServer(raw, o.Mountpoint, mountOptions(o))
+	if err != nil {
+		return nil, fmt.Errorf("mount at %s: %w", o.Mountpoint, err)
+	}
+	s := &Server{mountpoint: o.Mountpoint, raw: connection, logger: o.Logger, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		connection.Serve()
+	}()
+
+	ready := make(chan error, 1)
+	go func() { ready <- s.becomeReady(o.ReadAheadKiB) }()
+	select {
+	case err = <-ready:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mount at %s: not ready: %w", o.Mountpoint, err), s.Unmount())
+	}
+	return s, nil
+}
+
+// checksPermissions says whether the kernel checks permission bits and ACLs ("default_permissions"). A mount that
+// only root can enter has nothing to check but execution, which Access does, and saves much: the kernel reads a
+// directory's attributes again before the check that follows each change of the directory, one more request for
+// each file created, renamed or removed.
+func checksPermissions(o Options) bool { return o.AllowOther || os.Geteuid() != 0 }
+
+func mountOptions(o Options) *fuse.MountOptions {
+	flags := uintptr(syscall.MS_MGC_VAL) // zero would mean nosuid,nodev; this value the kernel ignores
+	var words []string
+	root := os.Geteuid() == 0
+	if checksPermissions(o) {
+		words = append(words, "default_permissions")
+	}
+	for _, option := range []struct {
+		set  bool
+		flag uintptr
+		word string
+	}{
+		{o.ReadOnly, syscall.MS_RDONLY, "ro"},
+		{o.NoAtime, syscall.MS_NOATIME, "noatime"},
+		{o.NoSuid, syscall.MS_NOSUID, "nosuid"},
+		{o.NoDev, syscall.MS_NODEV, "nodev"},
+		{o.NoExec, syscall.MS_NOEXEC, "noexec"},
+	} {
+		switch {
+		case !option.set:
+		case root:
+			flags |= option.flag
+		default:
+			words = append(words, option.word)
+		}
+	}
+	return &fuse.MountOptions{
+		AllowOther:               o.AllowOther,
+		Options:                  words,
+		FsName:                   o.FsName,
+		Name:                     "defs",
+		MaxWrite:                 maxWriteBytes,
+		MaxBackground:            64,
+		ExplicitDataCacheControl: true,
+		EnableSymlinkCaching:     true,
+		EnableAcl:                checksPermissions(o), // without: ACLs are stored and inherited, but not cached
+		DisableSplice:            true,                 // the bytes are in memory
+		DirectMountStrict:        root,                 // an ordinary user goes through fusermount3
+		DirectMountFlags:         flags,
+		ExtraCapabilities:        capabilities,
+		Logger:                   slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn),
+	}
+}
+
+// becomeReady waits until the mount answers and raises the kernel's read-ahead, which starts at 128 KiB.
+func (s *Server) becomeReady(readAheadKiB int) error {
+	if err := s.raw.WaitMount(); err != nil {
+		return err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(s.mountpoint, &st); err != nil {
+		return err
+	}
+	device := fmt.Sprintf("%d:%d", st.Dev>>8&0xfff, st.Dev&0xff|st.Dev>>12&0xfff00)
+	file := filepath.Join("/sys/class/bdi", device, "read_ahead_kb")
+	if err := os.WriteFile(file, []byte(strconv.Itoa(readAheadKiB)), 0); err != nil {
+		s.logger.Debug("read-ahead stays at the kernel's default: only root can raise it", "err", err)
+	}
+	return nil
+}
+
+// Unmount detaches the filesystem and returns when the last request has been answered. It fails, and the mount
+// goes on, while programs have files or working directories in it. Unmounting twice is no error.
+func (s *Server) Unmount() error {
+	s.unmountMu.Lock()
+	defer s.unmountMu.Unlock()
+	select {
+	case <-s.done:
+		return nil
+	default:
+	}
+	if err := s.raw.Unmount(); err != nil {
+		select {
+		case <-s.done: // somebody else was faster
+			return nil
+		case <-time.After(100 * time.Millisecond):
+		}
+		return fmt.Errorf("unmount %s: %w: close the files and leave the directories that programs use there, then try again", s.mountpoint, err)
+	}
+	<-s.done
+	return nil
+}
+
+// Wait returns when the filesystem has been unmounted, by Unmount or from outside.
+func (s *Server) Wait() { <-s.done }
+
+// Done is closed when the filesystem has been unmounted.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// InvalidateContent makes the kernel forget the attributes of ino and its cached bytes from off, for length bytes
+// (0: to the end). Call it after a change that did not come through this mount. It must not be called while
+// serving a request for the same inode.
+func (s *Server) InvalidateContent(ino volume.Ino, off, length int64) error {
+	return invalidated(s.raw.InodeNotify(uint64(ino), off, length))
+}
+
+// InvalidateEntry makes the kernel forget what it knows of a name, that it does not exist included. Call it after
+// a change of the name that did not come through this mount, and InvalidateContent for the parent.
+func (s *Server) InvalidateEntry(parent volume.Ino, name string) error {
+	return invalidated(s.raw.EntryNotify(uint64(parent), name))
+}
+
+// invalidated treats "nothing cached" as success.
+func invalidated(status fuse.Status) error {
+	if status.Ok() || status == fuse.ENOENT {
+		return nil
+	}
+	return fmt.Errorf("invalidate: %w", syscall.Errno(status))
+}
