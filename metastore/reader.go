@@ -1,6 +1,7 @@
 package metastore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -205,16 +206,21 @@ func (r reader) Extents(ino Ino, from, to uint64, fn func(Extent) bool) (err err
 		}
 	}()
 	// Extents do not overlap, so at most one that starts before from reaches
-	// into the range: the last of those.
-	ok := false
-	if from > 0 {
-		ok = it.SeekLT(extentKey(ino, from))
-	}
-	if !ok {
+	// into the range: the last of those, and none where one starts at from.
+	// Steps from key to key are avoided where they can be: Pebble walks over
+	// every version of a key that was rewritten often.
+	start := extentKey(ino, from)
+	ok := it.SeekGE(start)
+	if from > 0 && (!ok || !bytes.Equal(it.Key(), start)) {
 		if err := it.Error(); err != nil {
 			return wrapError("extents", err)
 		}
-		ok = it.First()
+		if ok = it.SeekLT(start); !ok {
+			if err := it.Error(); err != nil {
+				return wrapError("extents", err)
+			}
+			ok = it.First()
+		}
 	}
 	for ; ok; ok = it.Next() {
 		value, err := it.ValueAndErr()
@@ -232,7 +238,7 @@ func (r reader) Extents(ino Ino, from, to uint64, fn func(Extent) bool) (err err
 		if e.End() <= from {
 			continue
 		}
-		if !fn(e) {
+		if !fn(e) || e.End() >= to {
 			return nil
 		}
 	}
