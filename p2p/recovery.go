@@ -88,7 +88,7 @@ func FetchCertificate(ctx context.Context, key ed25519.PrivateKey, addrs []strin
 	if err != nil {
 		return nil, fmt.Errorf("fetch certificate: %w", err)
 	}
-	host, err := libp2p.New(libp2p.Identity(identity), libp2p.NoListenAddrs, libp2p.DisableRelay(),
+	host, err := libp2p.New(libp2p.Identity(identity), libp2p.NoListenAddrs, libp2p.DisableRelay(), libp2p.DisableMetrics(),
 		libp2p.Transport(tcp.NewTCPTransport), libp2p.Transport(libp2pquic.NewTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New))
 	if err != nil {
 		return nil, fmt.Errorf("fetch certificate: %w", err)
