@@ -46,6 +46,7 @@ func BenchmarkWrite(b *testing.B) {
 	overwrite := func(i, bytes int) int64 { return int64(i * 7919 % 4096 * bytes) }
 	b.Run("sequential-4K", func(b *testing.B) { benchmarkWrite(b, 4<<10, sequential) })
 	b.Run("overwrite-4K", func(b *testing.B) { benchmarkWrite(b, 4<<10, overwrite) })
+	b.Run("same-4K", func(b *testing.B) { benchmarkWrite(b, 4<<10, func(int, int) int64 { return 4096 }) })
 	b.Run("sequential-128K", func(b *testing.B) { benchmarkWrite(b, 128<<10, sequential) })
 	b.Run("sequential-1M", func(b *testing.B) { benchmarkWrite(b, 1<<20, sequential) })
 }

@@ -26,6 +26,7 @@ type tx struct {
 	now     int64  // ns, the time of every stamp of this mutation
 	seq     uint64 // journal sequence that the record will have
 	changed []changedInode
+	names   []changedName
 	bytes   int64  // added to usage
 	inodes  int64  // added to usage
 	bound   uint64 // of the numbers reserved by this mutation; 0 = none
@@ -67,6 +68,18 @@ func (t *tx) change(c changedInode) {
 		}
 	}
 	t.changed = append(t.changed, c)
+}
+
+// addEntry adds an entry whose name is free. The directory's inode changes with it.
+func (t *tx) addEntry(parent Ino, d metastore.Dirent) {
+	t.AddDirent(parent, d)
+	t.names = append(t.names, changedName{parent: parent, entry: d})
+}
+
+// deleteEntry removes an entry. The directory's inode changes with it.
+func (t *tx) deleteEntry(parent Ino, d metastore.Dirent) {
+	t.DeleteDirent(parent, d)
+	t.names = append(t.names, changedName{parent: parent, entry: d, free: true})
 }
 
 // record writes the collected inodes and the usage into the transaction and encodes it.
@@ -133,6 +146,7 @@ func (v *Volume) commitLocked(sealed *cache.Sealed, build func(*tx, uint64, cach
 	err = v.db.Apply(seq, record)
 	if err == nil {
 		v.inodes.replace(t.changed)
+		v.names.replace(t.names)
 	}
 	v.inodes.unlockChanged(t.changed)
 	if err != nil {

@@ -93,6 +93,7 @@ type Volume struct {
 	store   *cache.Store
 	db      *metastore.DB
 	inodes  *inodeTable
+	names   *nameTable
 	refs    references
 	reaper  *reaper
 	clock   func() time.Time
@@ -150,6 +151,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		return nil, errors.Join(fmt.Errorf("open volume: metastore: %w", err), v.store.Close())
 	}
 	v.inodes = newInodeTable(v.db)
+	v.names = newNameTable(v.inodes)
 	if err := v.start(o); err != nil {
 		return nil, errors.Join(fmt.Errorf("open volume: %w", err), v.db.Close(), v.store.Close())
 	}
