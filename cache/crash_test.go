@@ -160,7 +160,7 @@ func TestCrashAtEachCall(t *testing.T) {
 		at := fmt.Sprintf("call %d, %s %s", n, op, name)
 		crashes = append(crashes,
 			crash{at + ", nothing kept", disk.CrashClone(faultfs.KeepNone), appended, acked},
-			crash{at + ", all kept", disk.CrashClone(faultfs.KeepAll), appended, uint64(returned)})
+			crash{at + ", process killed", disk.KillClone(), appended, uint64(returned)})
 		for range 3 {
 			crashes = append(crashes, crash{at + ", some kept", disk.CrashClone(faultfs.KeepRandom(rng)), appended, acked})
 		}
@@ -448,6 +448,113 @@ func TestMovedFiles(t *testing.T) {
 	}
 }
 
+// TestSegmentOfAnotherHistory: two copies of one store go on separately. Their
+// segments have the same numbers and sequences, and must not be mixed.
+func TestSegmentOfAnotherHistory(t *testing.T) {
+	base, _ := smallStore(t)
+	goOn := func(seed int) *faultfs.FS {
+		disk := base.KillClone()
+		for range 3 {
+			s := mustOpen(t, options(disk))
+			mustAppend(t, s, content(seed, 100))
+			s.Close()
+		}
+		return disk
+	}
+	one, other := goOn(1), goOn(2)
+	name := testDir + "/segment-0000000000000004"
+	one.Write(name, other.Read(name))
+	s := mustOpen(t, options(one))
+	if err := s.Replay(0, func(uint64, []byte) error { return nil }); !isCorrupt(err) {
+		t.Errorf("a segment of another history: %v", err)
+	}
+	s.Close()
+	// Beyond the tail such a segment is no part of the journal.
+	two := base.KillClone()
+	s = mustOpen(t, options(two))
+	mustAppend(t, s, content(1, 100))
+	s.Close()
+	two.Write(name, other.Read(name))
+	s = mustOpen(t, options(two))
+	if err := s.Replay(0, func(uint64, []byte) error { return nil }); err != nil || s.LastSeq() != 9 {
+		t.Errorf("journal ends with %d: %v", s.LastSeq(), err)
+	}
+	// Unless its slot vouches for a record that is missing.
+	three := base.KillClone()
+	three.Write(name, other.Read(name))
+	if _, err := cache.Open(options(three)); !isCorrupt(err) {
+		t.Errorf("a slot names a missing segment: %v", err)
+	}
+}
+
+// TestDamageBelowTheSlot: after a kill only the slot inside the segment knows
+// how far the flushes came. Damage below it is corruption, not a torn end.
+func TestDamageBelowTheSlot(t *testing.T) {
+	disk := faultfs.New()
+	s := mustOpen(t, options(disk))
+	var frames []int // end of the segment's frames, by way of the refs
+	for i := range 4 {
+		r := mustAppend(t, s, content(i, 100))
+		frames = append(frames, int(r.ref.Offset))
+		mustSync(t, s, r.seq)
+	}
+	name := testDir + "/segment-0000000000000001"
+	for i, dataAt := range frames {
+		for _, torn := range []bool{false, true} {
+			after := disk.CrashClone(faultfs.KeepNone)
+			data := after.Read(name)
+			data[dataAt-10] ^= 1 // in the frame's header
+			slotted := 3         // the slot written with the fourth flush names the third record
+			if torn {
+				clear(data[4096:8192])
+				slotted = 2
+			}
+			after.Write(name, data)
+			s, err := cache.Open(options(after))
+			if err == nil {
+				err = s.Replay(0, func(uint64, []byte) error { return nil })
+				s.Close()
+			}
+			if below := i < slotted; below != isCorrupt(err) || !below && err != nil {
+				t.Errorf("damage in record %d of 4, newest slot torn %v: %v", i+1, torn, err)
+			}
+		}
+	}
+}
+
+func TestLossOfASyncedSegmentIsNoticed(t *testing.T) {
+	disk := faultfs.New()
+	s := mustOpen(t, options(disk))
+	fill(t, s, 2)
+	mustSync(t, s, mustAppend(t, s, nil).seq)
+	after := disk.CrashClone(faultfs.KeepNone)
+	after.Delete(testDir + "/segment-0000000000000003")
+	if _, err := cache.Open(options(after)); !isCorrupt(err) {
+		t.Error(err)
+	}
+}
+
+// TestTornSlots: a power loss tears at most the slot being written. The other
+// one carries on.
+func TestTornSlots(t *testing.T) {
+	for slot := range 2 {
+		for _, file := range []string{"/tail", "/segment-0000000000000002"} {
+			disk, want := smallStore(t)
+			at := slot * 4096
+			if file != "/tail" {
+				at += 4096
+			}
+			data := disk.Read(testDir + file)
+			copy(data[at:at+512], make([]byte, 512))
+			disk.Write(testDir+file, data)
+			s := mustOpen(t, options(disk))
+			if err := verify(s, 0, want); err != nil || int(s.LastSeq()) != len(want) {
+				t.Errorf("slot %d of %s torn: %d of %d records, %v", slot, file, s.LastSeq(), len(want), err)
+			}
+		}
+	}
+}
+
 func TestStaleSegment(t *testing.T) {
 	disk := faultfs.New()
 	s := mustOpen(t, options(disk))
@@ -537,10 +644,14 @@ func TestRandomHistories(t *testing.T) {
 			},
 			"crash": func(t *rapid.T) {
 				rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
-				keep := rapid.SampledFrom([]faultfs.Keep{faultfs.KeepNone, faultfs.KeepAll, faultfs.KeepRandom(rng)}).Draw(t, "keep")
+				keep := rapid.SampledFrom([]faultfs.Keep{nil, faultfs.KeepNone, faultfs.KeepRandom(rng)}).Draw(t, "keep")
 				old := s
-				o.FS = disk.CrashClone(keep)
-				disk = o.FS.(*faultfs.FS)
+				if keep == nil {
+					disk = disk.KillClone()
+				} else {
+					disk = disk.CrashClone(keep)
+				}
+				o.FS = disk
 				old.Close()
 				s = open()
 				check(m.acked)

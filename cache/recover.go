@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +18,6 @@ type opened struct {
 	*segment
 	handle *handle
 	size   int64
-	first  frameHeader
 	slot   tailSlot
 	hasPos bool  // slot is valid
 	torn   bool  // slots are written, none is valid
@@ -57,7 +55,6 @@ func (s *Store) recover() error {
 	if err != nil {
 		return err
 	}
-	s.recovered = tail
 	kept, dropped, end, err := s.scan(usable, tail)
 	if err != nil {
 		return err
@@ -197,11 +194,12 @@ func (s *Store) openSegments(names []string) ([]*opened, error) {
 		}
 		o.keys = keys
 		o.slot, o.hasPos, o.torn = newestSlot(keys.aead, id, head[slotAt:dataStart])
-		if o.first, err = decodeFrameHeader(keys.aead, id, dataStart, head[dataStart:]); err != nil {
+		first, err := decodeFrameHeader(keys.aead, id, dataStart, head[dataStart:])
+		if err != nil {
 			o.err, o.fault = err, dataStart
 			continue
 		}
-		o.firstSeq = o.first.Seq
+		o.firstSeq = first.Seq
 	}
 	s.nextID = max(s.nextID, s.tail.Segment+1)
 	return found, nil
@@ -263,6 +261,10 @@ func (s *Store) newestPosition(usable []*opened) (position, error) {
 			best = o.slot.position
 		}
 	}
+	if best != s.tail.position && !slices.ContainsFunc(usable, func(o *opened) bool { return o.id == best.Segment }) {
+		return best, &CorruptError{Op: "open", Segment: best.Segment,
+			Reason: fmt.Sprintf("the file is missing, a tail slot names its record %d", best.Seq)}
+	}
 	return best, nil
 }
 
@@ -280,38 +282,31 @@ func (s *Store) scan(usable []*opened, tail position) (kept, dropped []*opened, 
 		off := int64(dataStart)
 		if o.id == tail.Segment {
 			off = tail.Offset
-		} else if o.firstSeq != end.Seq+1 || o.first.Prev != end.Chain {
-			o.err = fmt.Errorf("first frame %w: it does not follow record %d", errInvalid, end.Seq)
 		}
-		if o.err == nil {
-			r := newFrameReader(o.handle.File, o.segment)
-			end, err = r.follow(end, off, scratch)
-			if err != nil {
-				return nil, nil, end, err
-			}
-			if end.Segment != o.id && o.id != tail.Segment {
-				o.err = fmt.Errorf("first frame %w: torn data", errInvalid)
-			}
+		end, err = newFrameReader(o.handle.File, o.segment).follow(end, off, *scratch)
+		if err != nil {
+			return nil, nil, end, err
 		}
-		if o.err != nil {
-			for _, later := range usable[at+i:] {
-				later.err = cmp.Or(later.err, o.err)
+		if end.Segment != o.id && o.id != tail.Segment { // its first frame is no good: the end
+			dropped = usable[at+i:]
+			for _, beyond := range dropped {
+				beyond.err = fmt.Errorf("records from %d on %w after record %d", o.firstSeq, errInvalid, end.Seq)
 			}
-			return usable[:at+i], usable[at+i:], end, nil
+			return usable[:at+i], dropped, end, nil
 		}
 	}
 	return usable, nil, end, nil
 }
 
 // follow verifies whole frames from off on and returns the end of the last good one.
-func (r *frameReader) follow(end position, off int64, scratch *[]byte) (position, error) {
+func (r *frameReader) follow(end position, off int64, scratch []byte) (position, error) {
 	for {
 		h, err := r.header(off)
 		if err == nil && (h.Seq != end.Seq+1 || h.Prev != end.Chain) {
 			return end, nil
 		}
 		if err == nil {
-			err = r.verifyData(off, h, *scratch)
+			err = r.verifyData(off, h, scratch)
 		}
 		if err == nil {
 			_, err = r.meta(off, h)
@@ -447,9 +442,6 @@ func (s *Store) replaySegment(info SegmentInfo, next uint64, prev chain, hasPrev
 		}
 		if hasPrev && h.Prev != prev {
 			return corrupt(fmt.Sprintf("record %d does not follow the one before", seq))
-		}
-		if s.recovered.Seq == seq && s.recovered.Chain != h.Chain {
-			return corrupt(fmt.Sprintf("record %d is not the one that the tail slot names", seq))
 		}
 		if seq >= next {
 			meta, err := r.meta(off, h)

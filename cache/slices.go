@@ -55,7 +55,8 @@ type sliceFile struct {
 
 // sliceCache is the memory side of the clean slices.
 type sliceCache struct {
-	queue chan sliceItem
+	queue   chan sliceItem
+	indexed chan struct{} // closed when the files of earlier opens are indexed
 
 	mu        sync.Mutex // guards what follows; never held across a system call
 	memory    *simplelru.LRU[sliceKey, []byte]
@@ -72,6 +73,7 @@ type sliceCache struct {
 func newSliceCache(memoryMax int64) *sliceCache {
 	c := &sliceCache{
 		queue:     make(chan sliceItem, sliceQueueItems),
+		indexed:   make(chan struct{}),
 		memoryMax: memoryMax,
 		index:     make(map[sliceKey]sliceAt),
 		files:     make(map[uint64]*sliceFile),
@@ -313,6 +315,7 @@ func (s *Store) findSliceFiles(names []string) error {
 // damaged header ends its file.
 func (s *Store) indexSliceFiles() {
 	c := s.slices
+	defer close(c.indexed)
 	c.mu.Lock()
 	var found []*sliceFile
 	for _, file := range c.files {

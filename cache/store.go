@@ -101,14 +101,13 @@ type Stats struct {
 // Store is the local segment store. All methods may be called concurrently,
 // but the order of concurrent Appends is then up to chance.
 type Store struct {
-	opts      Options
-	session   *session
-	device    deviceKeys
-	files     *handles
-	buffers   buffers
-	slices    *sliceCache
-	uses      atomic.Uint64 // clock of the least-recently-used order
-	recovered position      // tail position found at open, before later frames were added
+	opts    Options
+	session *session
+	device  deviceKeys
+	files   *handles
+	buffers buffers
+	slices  *sliceCache
+	uses    atomic.Uint64 // clock of the least-recently-used order
 
 	// appendMu serialises writers of the active segment. Taken before mu.
 	appendMu sync.Mutex
@@ -302,6 +301,14 @@ func (s *Store) Segments() []SegmentInfo {
 	}
 	slices.SortFunc(infos, func(a, b SegmentInfo) int { return cmp.Compare(a.ID, b.ID) })
 	return infos
+}
+
+// Holds reports whether a segment is on disk.
+func (s *Store) Holds(id uint64) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	_, ok := s.segments[id]
+	return ok
 }
 
 // Stats reports sizes and positions.

@@ -31,7 +31,7 @@ const sectorBytes = 512
 // Keep decides whether one unsynced sector or directory change survives.
 type Keep func() bool
 
-// KeepNone loses everything unsynced, KeepAll nothing (the death of the process).
+// KeepNone loses everything unsynced, KeepAll nothing.
 func KeepNone() bool { return false }
 func KeepAll() bool  { return true }
 
@@ -113,7 +113,32 @@ func (d *FS) CrashClone(keep Keep) *FS {
 	return clone
 }
 
-// Read returns the current bytes of a file, Names all files, Write replaces a file durably.
+// KillClone returns the disk as it is after the death of the process that uses
+// it: nothing is lost, and what was not durable still is not.
+func (d *FS) KillClone() *FS {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copies := map[*node]*node{nil: nil}
+	copyOf := func(n *node) *node {
+		if copies[n] == nil && n != nil {
+			copies[n] = &node{data: slices.Clone(n.data), durable: slices.Clone(n.durable), pending: slices.Clone(n.pending)}
+		}
+		return copies[n]
+	}
+	clone := New()
+	for name, n := range d.names {
+		clone.names[name] = copyOf(n)
+	}
+	for name, n := range d.durable {
+		clone.durable[name] = copyOf(n)
+	}
+	for _, c := range d.pending {
+		clone.pending = append(clone.pending, change{c.name, copyOf(c.to)})
+	}
+	return clone
+}
+
+// Read returns the current bytes of a file.
 func (d *FS) Read(name string) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
