@@ -73,6 +73,7 @@ func (v *Volume) Read(ctx context.Context, ino Ino, off int64, dst []byte) (int,
 		part := dst[:min(uint64(len(dst)), n.Size-uint64(off))]
 		if err = v.readExtents(ctx, extents, uint64(off), part); err == nil {
 			v.accessed(ino, &n)
+			v.readAhead(ino, extents, uint64(off), uint64(off)+uint64(len(part)))
 			return len(part), nil
 		}
 		if !errors.Is(err, cache.ErrEvicted) {

@@ -29,10 +29,6 @@ const (
 	piecesPerCommit = 256
 )
 
-// contentParams cut files that are written front to back: small enough that a
-// saved document re-sends little, large enough to keep extents few.
-var contentParams = chunker.Params{MinBytes: 32 << 10, AvgBytes: 128 << 10, MaxBytes: 512 << 10}
-
 // chunk is one slice's worth of a file's unplaced bytes at the cut.
 type chunk struct {
 	ino    Ino
@@ -69,7 +65,7 @@ func (p *publisher) newFlusher(ctx context.Context, cut *metastore.Snapshot, cut
 	if err != nil {
 		return nil, err
 	}
-	cutter, err := chunker.New(bundle.Dedup, contentParams)
+	cutter, err := chunker.New(bundle.Dedup, chunker.DefaultParams())
 	if err != nil {
 		return nil, err
 	}

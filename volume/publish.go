@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -248,10 +249,8 @@ func (p *publisher) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	placed, err := flush.run()
-	if err != nil {
-		return err
-	}
+	// The tree goes first: an extent that the flusher splits may begin where
+	// another one was deleted, and entries count in order.
 	first := old.GetGenerationNext()
 	if checkpoint {
 		err = writeTree(cut, log)
@@ -259,7 +258,11 @@ func (p *publisher) publish(ctx context.Context) error {
 		err = writeChanges(cut, log, first, generation)
 	}
 	if err != nil {
-		return fmt.Errorf("write the log: %w", err)
+		return errors.Join(fmt.Errorf("write the log: %w", err), flush.group.Wait())
+	}
+	placed, err := flush.run()
+	if err != nil {
+		return err
 	}
 	refs, logPlaced, err := log.finish()
 	if err != nil {
@@ -444,8 +447,24 @@ func (p *publisher) release(ctx context.Context, cut uint64) error {
 			break
 		}
 	}
+	if p.v.lastChange.Load() <= cut {
+		cut = math.MaxUint64 // what came later is bookkeeping, which no log needs
+	}
+	waiting, err := p.markClean(cut, pinned)
+	if err != nil || waiting < 4*segmentBytesTypical {
+		return err
+	}
+	if err := p.v.db.Flush(ctx); err != nil {
+		return err
+	}
+	_, err = p.markClean(cut, pinned)
+	return err
+}
+
+// markClean marks the segments up to cut that are not pinned, and returns the
+// bytes of those that only an unflushed metastore holds back.
+func (p *publisher) markClean(cut uint64, pinned map[uint64]bool) (waiting int64, err error) {
 	flushed := p.v.db.Flushed()
-	var waiting int64 // bytes that only an unflushed metastore holds back
 	for _, s := range p.v.store.Segments() {
 		if s.State != cache.Dirty || s.Active || s.LastSeq > cut || pinned[s.ID] {
 			continue
@@ -455,16 +474,10 @@ func (p *publisher) release(ctx context.Context, cut uint64) error {
 			continue
 		}
 		if err := p.v.store.MarkClean(s.ID); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	if waiting < 4*segmentBytesTypical {
-		return nil
-	}
-	if err := p.v.db.Flush(ctx); err != nil {
-		return err
-	}
-	return p.release(ctx, min(cut, p.v.db.Flushed()))
+	return waiting, nil
 }
 
 // segmentBytesTypical is the store's usual segment: a quarter GiB of waiting

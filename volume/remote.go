@@ -17,6 +17,9 @@ import (
 // neighbours of a small file come with it, a random read moves little.
 const blockBytesMax = 256 << 10
 
+// readSwapBytes is how far reads of a sequential reader may be out of order.
+const readSwapBytes = 2 << 20
+
 // readaheadStripes bounds the whole stripes fetched ahead of one reader.
 const readaheadStripes = 4
 
@@ -41,12 +44,14 @@ type fetcher struct {
 	salts  map[[16]byte][32]byte             // guarded by mu; bounded by saltsMax
 	unzips map[sliceKey][]byte               // guarded by mu: last decompressed slices, bounded by unzipsMax
 	infos  map[[16]byte]metastore.StripeInfo // guarded by mu; bounded by infosMax
+	ends   map[Ino]uint64                    // guarded by mu: where the last remote read of a file ended; bounded by endsMax
 }
 
 const (
 	saltsMax  = 8192
 	infosMax  = 512
 	unzipsMax = 16
+	endsMax   = 1024
 )
 
 type blockKey struct {
@@ -76,6 +81,7 @@ func newFetcher(v *Volume, stripes *stripe.Store, keys *keyring, id [16]byte) (*
 		store: v.store, db: v.db, stripes: stripes, keys: keys, volume: id, unpack: unpack,
 		calls: make(map[blockKey]*fetchCall), salts: make(map[[16]byte][32]byte),
 		unzips: make(map[sliceKey][]byte), infos: make(map[[16]byte]metastore.StripeInfo),
+		ends: make(map[Ino]uint64),
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	return f, nil
@@ -296,6 +302,19 @@ func (f *fetcher) salt(ctx context.Context, id [16]byte, info metastore.StripeIn
 	return salt, nil
 }
 
+// sequential notes a read of [off, end) and reports whether it follows the one
+// before, or starts the file. The kernel's own readahead may swap neighbours.
+func (f *fetcher) sequential(ino Ino, off, end uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	last := f.ends[ino]
+	if len(f.ends) >= endsMax {
+		clear(f.ends)
+	}
+	f.ends[ino] = end
+	return off <= last+readSwapBytes && last <= off+readSwapBytes
+}
+
 // Ahead fetches the stripes behind upcoming extents whose bytes are not on
 // this machine, whole and in the background. It never waits.
 func (f *fetcher) Ahead(extents []metastore.Extent) {
@@ -341,4 +360,33 @@ func (f *fetcher) Ahead(extents []metastore.Extent) {
 			f.fetch(f.ctx, id, &info, 0, blocks)
 		}()
 	}
+}
+
+// readAhead has the stripes fetched that a sequential reader of remote content
+// will want next.
+func (v *Volume) readAhead(ino Ino, extents []metastore.Extent, off, end uint64) {
+	if v.network == nil || len(extents) == 0 {
+		return
+	}
+	last := extents[len(extents)-1]
+	if !last.HasRemote || (last.HasLocal() && v.store.Holds(last.Local.Segment)) {
+		return
+	}
+	f := v.network.fetcher
+	if !f.sequential(ino, off, end) {
+		return
+	}
+	info, err := f.info(last.Remote.Stripe)
+	if err != nil {
+		return
+	}
+	var next []metastore.Extent
+	to := end + uint64(readaheadStripes*info.K)*uint64(info.ShardBytes)
+	if err := v.db.Extents(ino, off, to, func(e metastore.Extent) bool {
+		next = append(next, e)
+		return len(next) < 4096
+	}); err != nil {
+		return
+	}
+	f.Ahead(next)
 }
