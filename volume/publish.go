@@ -309,6 +309,7 @@ func (p *publisher) publish(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	p.head, p.sequence, p.headHash, p.headAcks, p.headNodes = body, sequence+1, hash, acks, nodes
+	p.cutTotal, p.cutPlaced = 0, 0
 	for _, s := range append(placed, logPlaced...) {
 		if !s.Info.Complete {
 			p.partial[s.ID] = true
