@@ -173,17 +173,20 @@ func (s *Store) discardSegment(h *handle, name string) {
 	}
 }
 
-// removeFile unlinks a file that nothing refers to any more.
+// removeFile unlinks a file. A reader that opened it just before keeps it until
+// it is done; nobody else does.
 func (s *Store) removeFile(name string) error {
+	err := s.opts.FS.Remove(name)
 	s.files.forget(name)
-	if err := s.opts.FS.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
 // Rotate ends the active segment, so that it can be marked clean: the next
-// Append starts a new one.
+// Append starts a new one. Each segment costs a file and 12 KiB, so rotate when
+// there is much to gain: before DropClean, or when the journal is near its cap.
 func (s *Store) Rotate() error {
 	s.appendMu.Lock()
 	defer s.appendMu.Unlock()

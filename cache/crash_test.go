@@ -345,7 +345,7 @@ func TestDiskFull(t *testing.T) {
 
 // smallStore makes a closed store of a few records in two segments and a slice
 // file, and returns its disk.
-func smallStore(t *testing.T) (*faultfs.FS, []record) {
+func smallStore(t testing.TB) (*faultfs.FS, []record) {
 	disk := faultfs.New()
 	var rs []record
 	for open := range 2 {
@@ -568,6 +568,34 @@ func TestStaleSegment(t *testing.T) {
 	if err := s.Replay(0, func(uint64, []byte) error { return nil }); !isCorrupt(err) {
 		t.Errorf("an older copy of the segment: %v", err)
 	}
+}
+
+// FuzzDamagedStore overwrites bytes of a small store: never wrong bytes, and
+// an error for each record that is missing.
+func FuzzDamagedStore(f *testing.F) {
+	disk, want := smallStore(f)
+	names := disk.Names()
+	f.Add(uint8(0), uint32(12288), []byte("DFrm"))
+	f.Add(uint8(1), uint32(12288+40), []byte{1, 2, 3})
+	f.Add(uint8(2), uint32(0), make([]byte, 4096))
+	f.Fuzz(func(t *testing.T, file uint8, at uint32, patch []byte) {
+		clone := disk.KillClone()
+		name := names[int(file)%len(names)]
+		data := clone.Read(name)
+		at %= uint32(len(data))
+		copy(data[at:], patch)
+		clone.Write(name, data)
+		s, err := cache.Open(options(clone))
+		if err == nil {
+			defer s.Close()
+			if err = verify(s, 0, want); err == nil && int(s.LastSeq()) != len(want) {
+				t.Fatalf("%d of %d records, no error", s.LastSeq(), len(want))
+			}
+		}
+		if err != nil && !isCorrupt(err) {
+			t.Fatal(err)
+		}
+	})
 }
 
 // TestRandomHistories runs random operations, crashes and reopens against a model.

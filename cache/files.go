@@ -72,7 +72,7 @@ func (hs *handles) release(h *handle) {
 	}
 }
 
-// forget drops a file that is about to be removed.
+// forget drops a file that was removed.
 func (hs *handles) forget(name string) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()

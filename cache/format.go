@@ -196,12 +196,18 @@ func decodeFrameHeader(aead cipher.AEAD, segment uint64, off int64, b []byte) (h
 	return h, nil
 }
 
-// blockAAD binds a data block to its place in a run: the run's plaintext length
-// and the block's number. The nonce, unique in the session, names the run.
-func blockAAD(length uint32, index int) (aad [8]byte) {
-	binary.BigEndian.PutUint32(aad[:4], length)
-	binary.BigEndian.PutUint32(aad[4:], uint32(index))
-	return aad
+// blockName is what a data block is sealed under. The nonce, unique in the
+// session, names the run; the associated data binds the block to its place in
+// it: the run's plaintext length and the block's number.
+type blockName struct {
+	nonce nonce
+	aad   [8]byte
+}
+
+func (b *blockName) set(first uint64, length uint32, index int) {
+	b.nonce = makeNonce(purposeData, first+uint64(index))
+	binary.BigEndian.PutUint32(b.aad[:4], length)
+	binary.BigEndian.PutUint32(b.aad[4:], uint32(index))
 }
 
 func metaAAD(seq uint64) (aad [8]byte) {

@@ -31,8 +31,9 @@ func golden(t *testing.T) map[string][]byte {
 	page := header.encode(deviceAEAD(device, "segment header"), nonce(sequence(0x40, 12)))
 
 	data, meta := []byte("hello, segment"), []byte("a record")
-	dataNonce, dataAAD := makeNonce(purposeData, 0), blockAAD(uint32(len(data)), 0)
-	sealedData := aead.Seal(nil, dataNonce[:], data, dataAAD[:])
+	var name blockName
+	name.set(0, uint32(len(data)), 0)
+	sealedData := aead.Seal(nil, name.nonce[:], data, name.aad[:])
 	h := frameHeader{Seq: 42, DataNonce: 0, MetaNonce: 1, DataLength: uint32(len(data)), MetaLength: uint32(len(meta)), Prev: chain(sequence(0x10, 16))}
 	metaNonce, aad := makeNonce(purposeMeta, 1), metaAAD(42)
 	sealedMeta := aead.Seal(nil, metaNonce[:], meta, aad[:])
@@ -100,11 +101,12 @@ func TestGolden(t *testing.T) {
 	if err != nil || frame.Seq != 42 || frame.DataLength != 14 || frame.MetaLength != 8 {
 		t.Fatal(frame, err)
 	}
-	n, aad := makeNonce(purposeData, frame.DataNonce), blockAAD(frame.DataLength, 0)
-	if data, err := aead.Open(nil, n[:], stored["frame-data"], aad[:]); err != nil || string(data) != "hello, segment" {
+	var name blockName
+	name.set(frame.DataNonce, frame.DataLength, 0)
+	if data, err := aead.Open(nil, name.nonce[:], stored["frame-data"], name.aad[:]); err != nil || string(data) != "hello, segment" {
 		t.Fatal(data, err)
 	}
-	n, aad = makeNonce(purposeMeta, frame.MetaNonce), metaAAD(42)
+	n, aad := makeNonce(purposeMeta, frame.MetaNonce), metaAAD(42)
 	if meta, err := aead.Open(nil, n[:], append(stored["frame-meta"], frame.MetaTag[:]...), aad[:]); err != nil || string(meta) != "a record" {
 		t.Fatal(meta, err)
 	}

@@ -63,6 +63,7 @@ func readBufferBytes(blocks int) int { return blocks*(blockBytes+tagBytes) + blo
 // and copies those bytes to dst; with dst nil it only verifies. len(scratch) is
 // readBufferBytes of at least one block.
 func openBlocks(f File, aead cipher.AEAD, ref Ref, off, n int, scratch, dst []byte) error {
+	var name blockName
 	plain, chunk := scratch[:0:blockBytes], scratch[blockBytes:]
 	last := (off + n - 1) / blockBytes
 	for block := off / blockBytes; n > 0 && block <= last; {
@@ -75,7 +76,7 @@ func openBlocks(f File, aead cipher.AEAD, ref Ref, off, n int, scratch, dst []by
 		}
 		for range count {
 			size := min(blockBytes, int(ref.Length)-block*blockBytes)
-			num, aad := makeNonce(purposeData, ref.Nonce+uint64(block)), blockAAD(ref.Length, block)
+			name.set(ref.Nonce, ref.Length, block)
 			begin := max(off, block*blockBytes) // wanted bytes of this block
 			end := min(off+n, block*blockBytes+size)
 			whole := dst != nil && end-begin == size
@@ -83,7 +84,7 @@ func openBlocks(f File, aead cipher.AEAD, ref Ref, off, n int, scratch, dst []by
 			if whole {
 				out = dst[begin-off : begin-off : end-off]
 			}
-			opened, err := aead.Open(out, num[:], sealed[:size+tagBytes], aad[:])
+			opened, err := aead.Open(out, name.nonce[:], sealed[:size+tagBytes], name.aad[:])
 			if err != nil {
 				return fmt.Errorf("block %d of a run of %d bytes %w", block, ref.Length, errInvalid)
 			}

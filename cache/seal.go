@@ -36,10 +36,11 @@ func (s *Store) Seal(data []byte) (*Sealed, error) {
 	blocks := (len(data) + blockBytes - 1) / blockBytes
 	sd := &Sealed{buf: s.buffers.get(int(sealedBytes(len(data)))), length: len(data), nonce: s.session.take(blocks)}
 	out := (*sd.buf)[:0]
+	var name blockName
 	for i := range blocks {
 		plain := data[i*blockBytes : min((i+1)*blockBytes, len(data))]
-		n, aad := makeNonce(purposeData, sd.nonce+uint64(i)), blockAAD(uint32(len(data)), i)
-		out = s.session.aead.Seal(out, n[:], plain, aad[:])
+		name.set(sd.nonce, uint32(len(data)), i)
+		out = s.session.aead.Seal(out, name.nonce[:], plain, name.aad[:])
 	}
 	*sd.buf = out
 	return sd, nil

@@ -332,7 +332,8 @@ const (
 
 // WaitRoom waits until the journal has room for n more bytes. Above three
 // quarters of MaxJournalBytes it slows the caller, up to 20 ms; at the cap it
-// blocks until a segment turns clean. Call it before taking the order lock.
+// blocks until a segment turns clean. The active segment counts too: Rotate it
+// when its records are placed. Call WaitRoom before taking the order lock.
 //
 // Errors: ErrNoSpace when nothing turned clean for 20 s or n can never fit;
 // ctx's error; the sticky error.
