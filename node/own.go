@@ -14,10 +14,6 @@ import (
 
 // What owners do with shards that are stored: delete and commit.
 
-// IndexNumber is the shard number by which DeleteShards names the index record
-// of a stripe, on its keepers.
-const IndexNumber = 255
-
 // deleteShards deletes what its senders' signatures allow, with one flush.
 func (n *Node) deleteShards(ctx context.Context, from p2p.Peer, op *wire.DeleteShards) (*wire.DeleteShardsReply, error) {
 	if err := checkBatch(len(op.Requests)); err != nil {
@@ -28,7 +24,7 @@ func (n *Node) deleteShards(ctx context.Context, from p2p.Peer, op *wire.DeleteS
 	var at []int
 	for i, r := range op.Requests {
 		blind, err := stripeID(r.Blind)
-		if err == nil && r.Index >= wire.ShardsMax && r.Index != IndexNumber {
+		if err == nil && r.Index >= wire.ShardsMax && r.Index != wire.IndexNumber {
 			err = invalid("shard number %d is too high", r.Index)
 		}
 		if err == nil {
@@ -37,7 +33,7 @@ func (n *Node) deleteShards(ctx context.Context, from p2p.Peer, op *wire.DeleteS
 		switch {
 		case err != nil:
 			rep.Status[i] = p2p.StatusOf(replyError(err))
-		case r.Index == IndexNumber:
+		case r.Index == wire.IndexNumber:
 			rep.Status[i] = storeStatus(n.store.ForgetIndex(ctx, blind))
 		default:
 			keys, at = append(keys, shardstore.Key{Blind: blind, Index: uint8(r.Index)}), append(at, i)

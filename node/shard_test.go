@@ -200,7 +200,7 @@ func TestDelete(t *testing.T) {
 	if !p.nodes[id].store.Has(s.key(0)) {
 		t.Fatal("deleted without a right to")
 	}
-	got := p.delete(id, p.authorization(s, seal.OpDelete, id, 0), p.authorization(s, seal.OpDelete, id, 1), p.authorization(s, seal.OpDelete, id, IndexNumber))
+	got := p.delete(id, p.authorization(s, seal.OpDelete, id, 0), p.authorization(s, seal.OpDelete, id, 1), p.authorization(s, seal.OpDelete, id, wire.IndexNumber))
 	if got[0] != 0 || got[1] != wire.Status_STATUS_NOT_FOUND || got[2] != 0 {
 		t.Fatal(got)
 	}

@@ -335,8 +335,9 @@ func (s *Store) call(ctx context.Context, to placement.NodeID, req *wire.Request
 	return rep, err
 }
 
-// Delete asks every holder of a stripe to drop its shards. It reports the
-// holders that did not answer as an error; asking again is harmless.
+// Delete asks every holder of a stripe to drop its shards, and its keepers to
+// drop the index record. It reports the nodes that did not answer as an error;
+// asking again is harmless.
 func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo) error {
 	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
 	if err != nil {
@@ -359,6 +360,16 @@ func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore
 				return nil
 			})
 		}
+	}
+	for _, node := range s.keepers(keys.Blind, info.M, info.Mirrored, 1) {
+		g.Go(func() error {
+			if err := s.deleteShard(ctx, keys, wire.IndexNumber, node); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, fmt.Errorf("stripe %x index record at %s: %w", id, node, err))
+			}
+			return nil
+		})
 	}
 	g.Wait()
 	return errors.Join(failed...)

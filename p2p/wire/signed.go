@@ -21,16 +21,19 @@ const (
 
 // Limits that every decoder of these messages enforces.
 const (
-	ShardsMax     = 200               // k+m of one stripe
-	ShardBytesMax = 32 << 20          // coded bytes of one shard
-	HeadBytesMax  = 1 << 20           // sealed bytes of one head
-	LookupMax     = 256               // stripes in one broadcast
-	BatchMax      = 256               // entries in one batched request
-	nodeIDMax     = 128               // bytes of a node id
-	movesMax      = 4 * ShardsMax     // holder moves kept in one record
-	scriptMax     = 128               // bytes of a lock script
-	lockSigMax    = 128               // bytes of a lock's previous signature
-	BodyBytesMax  = ShardBytesMax * 2 // raw bytes behind one message
+	ShardsMax     = 200      // k+m of one stripe
+	ShardBytesMax = 32 << 20 // coded bytes of one shard
+	// IndexNumber is the shard number by which DeleteShards names a stripe's
+	// index record, on its keepers.
+	IndexNumber  = 255
+	HeadBytesMax = 1 << 20           // sealed bytes of one head
+	LookupMax    = 256               // stripes in one broadcast
+	BatchMax     = 256               // entries in one batched request
+	nodeIDMax    = 128               // bytes of a node id
+	movesMax     = 4 * ShardsMax     // holder moves kept in one record
+	scriptMax    = 128               // bytes of a lock script
+	lockSigMax   = 128               // bytes of a lock's previous signature
+	BodyBytesMax = ShardBytesMax * 2 // raw bytes behind one message
 )
 
 // ErrSignature is returned by every Verify whose signature or binding fails.
