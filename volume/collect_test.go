@@ -1,0 +1,109 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p/wire"
+)
+
+// TestCollect deletes the only file of a stripe and finds the stripe's shards
+// gone from every node once a head without it is published.
+func TestCollect(t *testing.T) {
+	pool := newTestPool(t, 6)
+	v := newTestVolume(t, pool, "rs-ratio:4+2")
+	defer func() { v.Close(context.Background()) }()
+	ino := v.put(t, "file", random(1<<20))
+	wait(t, v.Volume)
+	var id [16]byte
+	if err := v.db.Extents(ino, 0, 1<<62, func(e metastore.Extent) bool { id = e.Remote.Stripe; return false }); err != nil {
+		t.Fatal(err)
+	}
+	info, err := v.db.Stripe(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := v.network.stripes.Keys(id, info.Epoch, info.LockVersion)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := func() (n int) {
+		for _, node := range pool.ids {
+			req := &wire.HasShards{}
+			for s := range info.K + info.M {
+				req.Shards = append(req.Shards, &wire.ShardRef{Blind: keys.Blind[:], Index: uint32(s)})
+			}
+			rep, _, err := v.network.transport.Call(t.Context(), node, &wire.Request{Op: &wire.Request_HasShards{HasShards: req}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range rep.GetHasShards().Held {
+				if h {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if got := held(); got != info.K+info.M {
+		t.Fatalf("%d shards held, want %d", got, info.K+info.M)
+	}
+	if err := v.Unlink(t.Context(), RootIno, "file"); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for i := 0; held() > 0; i++ {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d shards are still held", held())
+		}
+		v.put(t, fmt.Sprintf("turn-%d", i), nil) // a change, so that a head is due
+		wait(t, v.Volume)
+		v.network.publisher.kick <- struct{}{} // nothing is due: it tends
+	}
+	if _, err := v.db.Stripe(id); !errors.Is(err, metastore.ErrNotFound) {
+		t.Fatalf("the stripe is still known: %v", err)
+	}
+}
+
+// TestMend loses a node for good and finds stripes whole again.
+func TestMend(t *testing.T) {
+	pool := newTestPool(t, 8)
+	v := newTestVolume(t, pool, "rs-ratio:4+2")
+	defer func() { v.Close(context.Background()) }()
+	data := random(3 << 20)
+	v.put(t, "file", data)
+	wait(t, v.Volume)
+	pool.net.Kill(pool.ids[0])
+	pool.net.Bury(pool.ids[0])
+	p := v.network.publisher
+	if err := v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
+		if s.Condemned || v.network.stripes.Health(&s).Shards == s.K+s.M {
+			return true
+		}
+		mended, err := v.network.stripes.Mend(t.Context(), id, s)
+		if err != nil {
+			t.Errorf("mend: %v", err)
+			return false
+		}
+		if got := v.network.stripes.Health(&mended).Shards; got != s.K+s.M || !mended.Complete {
+			t.Errorf("mended stripe has %d shards, complete %v", got, mended.Complete)
+		}
+		if _, err := p.commit(func(x *tx) error { x.PutStripe(id, mended); return nil }); err != nil {
+			t.Error(err)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	// Two more may die now.
+	pool.net.Kill(pool.ids[1])
+	pool.net.Kill(pool.ids[2])
+	if _, err := v.DropCache(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, v.Volume, "file", data)
+}
