@@ -1,8 +1,6 @@
 package cache
 
-import (
-	"fmt"
-)
+import "fmt"
 
 // MarkClean makes a segment evictable. The caller proves that everything in it
 // is placed and published, that a flushed state of the metastore no longer
