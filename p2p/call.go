@@ -89,7 +89,7 @@ func (h *Host) Call(ctx context.Context, to placement.NodeID, req *wire.Request,
 	if len(body) > BodyBytesMax {
 		return nil, nil, fmt.Errorf("%s to %s: %w: body of %d bytes, at most %d", op, to, ErrTooLarge, len(body), BodyBytesMax)
 	}
-	req.Version, req.BodyBytes = WireVersion, uint64(len(body))
+	req = &wire.Request{Version: WireVersion, BodyBytes: uint64(len(body)), Op: req.Op}
 	if to == h.id {
 		return h.callSelf(ctx, op, req, body)
 	}
@@ -182,6 +182,9 @@ func (h *Host) request(ctx context.Context, m *member, req *wire.Request, body [
 			return nil, nil, err
 		case kept && silent && ctx.Err() == nil && h.ctx.Err() == nil:
 			continue // the kept stream had died unnoticed; each try uses one up
+		}
+		if !urgent && !errors.Is(ctx.Err(), context.Canceled) {
+			h.probeSoon(m) // is it there at all?
 		}
 		return nil, nil, unanswered(ctx, err)
 	}

@@ -127,14 +127,19 @@ func (h *Host) probe(m *member) {
 	cut := false
 	if err != nil && !m.seen.After(start) {
 		m.probeFails++
-		m.nextProbe = now.Add(jitter(h.o.HeartbeatInterval * time.Duration(min(m.probeFails, probeBackoffMax))))
 		cut = m.probeFails >= cutAfterMisses
+		if cut { // else at once: one lost heartbeat says little
+			m.nextProbe = now.Add(jitter(h.o.HeartbeatInterval * time.Duration(min(m.probeFails, probeBackoffMax))))
+		} else {
+			m.nextProbe = now
+		}
 	}
 	h.table.mu.Unlock()
 	if err == nil || h.ctx.Err() != nil {
 		return
 	}
 	h.log.Debug("A heartbeat was not answered.", "peer", string(m.id), "err", err)
+	h.lookAgain()
 	if cut { // a connection over which nothing comes would cost each call its full timeout
 		h.failed(m, now)
 		_ = h.net.Network().ClosePeer(h.dialInfo(m).ID)

@@ -110,7 +110,8 @@ type Transport interface {
 	Members() []Member
 
 	// Call sends one request with its body to a member and returns its reply.
-	// The caller keeps body, and owns the reply body. A reply that is not
+	// Of req only Op is read: one request may go to many members at once. The
+	// caller keeps body, and owns the reply body. A reply that is not
 	// STATUS_OK comes back as rep together with a *StatusError.
 	// errors.Is(err, ErrUnreachable) when the peer could not be asked or did
 	// not answer; whether it acted is then unknown.

@@ -217,7 +217,7 @@ func (a *Node) call(ctx context.Context, to placement.NodeID, op string, req *wi
 	if len(body) > p2p.BodyBytesMax {
 		return nil, nil, fmt.Errorf("%w: body of %d bytes", p2p.ErrTooLarge, len(body))
 	}
-	req.Version, req.BodyBytes = p2p.WireVersion, uint64(len(body))
+	req = &wire.Request{Version: p2p.WireVersion, BodyBytes: uint64(len(body)), Op: req.Op}
 	received := new(wire.Request)
 	if err := carry(req, received); err != nil {
 		return nil, nil, err

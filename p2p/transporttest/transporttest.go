@@ -147,10 +147,11 @@ func callsRunInParallel(t *testing.T, ts []p2p.Transport) {
 	})
 	ctx := deadline(t)
 	errs := make(chan error, count)
+	shared := get(1)
 	for i := range count {
 		go func() {
 			want := fmt.Appendf(nil, "body %d", i)
-			_, got, err := ts[0].Call(ctx, ts[1].Self(), get(uint32(i)), want)
+			_, got, err := ts[0].Call(ctx, ts[1].Self(), shared, want)
 			if err == nil && !bytes.Equal(got, want) {
 				err = fmt.Errorf("sent %q, got %q", want, got)
 			}
