@@ -212,7 +212,7 @@ type Options struct {
 	CacheMaxBytes   int64 // bound of the clean cache; 0 = default
 	NoAtime         bool
 
-	SuspectAfter, DeadAfter, DialTimeout time.Duration // 0 = default
+	HeartbeatInterval, SuspectAfter, DeadAfter, DialTimeout time.Duration // 0 = default
 
 	Logger *slog.Logger
 }
@@ -271,7 +271,8 @@ func openHost(ctx context.Context, o Options, dev *volume.Device) (*p2p.Host, er
 	return p2p.NewHost(ctx, p2p.HostOptions{
 		Dir: filepath.Join(o.Dir, networkDir), Key: key, Certificate: certificate, Listen: o.Listen, Bootstrap: joinPeers(o.Peers, known),
 		Sponsored:    []*wire.Member{sponsored},
-		SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout, Logger: o.Logger,
+		HeartbeatInterval: o.HeartbeatInterval, SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout,
+		Logger: o.Logger,
 	})
 }
 
@@ -309,6 +310,31 @@ func (c *Client) Volume() *volume.Volume { return c.volume }
 
 // Members lists the pool as this device sees it.
 func (c *Client) Members() []p2p.Member { return c.host.Members() }
+
+// WaitNodes returns when every storage node known has been heard, or when ctx
+// ends. Without it the first figures of Status count the pool too low.
+func (c *Client) WaitNodes(ctx context.Context) {
+	for {
+		nodes, heard := 0, 0
+		for _, m := range c.host.Members() {
+			if m.Role != p2p.RoleNode {
+				continue
+			}
+			nodes++
+			if !m.Seen.IsZero() {
+				heard++
+			}
+		}
+		if nodes > 0 && heard == nodes {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
 
 // Addrs are the multiaddrs at which this device can be reached.
 func (c *Client) Addrs() []string { return c.host.Addrs() }

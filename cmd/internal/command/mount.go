@@ -1,0 +1,242 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/defs-fs/defs/config"
+	"github.com/defs-fs/defs/control"
+	"github.com/defs-fs/defs/fusefs"
+	"github.com/defs-fs/defs/volume"
+)
+
+const (
+	mountTimeout = 30 * time.Second // until the kernel has the mount
+	busyTimeout  = 10 * time.Second // for programs to leave, after a signal
+)
+
+// mounting is everything that a mount needs to know.
+type mounting struct {
+	options    config.Options
+	dir        string // of the volume
+	source     string // as df shows it
+	mountpoint string
+}
+
+func (a *app) mountCommand(use string, argsMin int) *cobra.Command {
+	var optionLists []string
+	var detach bool
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: "Show a volume as a folder",
+		Long: `Show a volume as a folder, until it is unmounted or a signal ends it. -o takes the
+options of mount(8) and every setting: -o ro,noatime,data=DIR,peers=@FILE.
+Installed as /sbin/mount.fuse.defs it serves fstab:
+
+    home  /home/me/DeFS  fuse.defs  noauto,user,allow_other  0 0`,
+		Args: args(argsMin, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var name string
+			if len(args) == 2 {
+				name = args[0]
+			}
+			m, err := a.mounting(cmd, name, args[len(args)-1], strings.Join(optionLists, ","))
+			if err != nil {
+				return err
+			}
+			if detach && !isDaemon() {
+				return a.detach(m)
+			}
+			return a.mount(cmd.Context(), m)
+		},
+	}
+	cmd.Flags().StringArrayVarP(&optionLists, "options", "o", nil, "mount options, separated by commas")
+	cmd.Flags().BoolVar(&detach, "daemon", false, "return when the mount answers, and serve it in the background")
+	config.AddFlags(cmd.Flags(), append(openFlags, "read-only", "allow-other", "noatime", "memory-max")...)
+	return cmd
+}
+
+func (a *app) mounting(cmd *cobra.Command, name, mountpoint, optionList string) (m mounting, err error) {
+	mount, err := config.ParseMountOptions(optionList)
+	if err != nil {
+		return m, usage("%w", err)
+	}
+	m.source = name
+	_, hasData := mount["data"]
+	if data := cmd.Flag("data"); data != nil {
+		hasData = hasData || data.Changed
+	}
+	if name != "" && !hasData {
+		mount["volume"] = name
+	}
+	var find error
+	if m.options, m.dir, find, err = a.options(cmd, mount); err != nil {
+		return m, err
+	}
+	if find != nil {
+		return m, &exitError{exitNoVolume, find}
+	}
+	if _, err := volume.LoadDevice(m.dir); err != nil {
+		return m, fmt.Errorf("%s: %w", m.dir, err)
+	}
+	if filepath.Dir(m.dir) != config.VolumesDir() {
+		m.source = m.dir // `defs umount` finds the volume by it
+	} else {
+		m.source = filepath.Base(m.dir)
+	}
+	m.mountpoint, err = usableMountpoint(mountpoint, m.dir)
+	if err != nil {
+		return m, &exitError{exitMountpoint, err}
+	}
+	return m, nil
+}
+
+// usableMountpoint returns the absolute path of a directory on which the volume
+// in dir can be mounted.
+func usableMountpoint(path, dir string) (string, error) {
+	if _, err := fusefs.CleanStale(path); err != nil {
+		return "", err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("mountpoint: %w", err)
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("mountpoint %s is not a directory", path)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return "", err
+	}
+	mounts, err := defsMounts()
+	if err != nil {
+		return "", err
+	}
+	for _, m := range mounts {
+		if m.point == path {
+			return "", fmt.Errorf("%s is mounted at %s already", m.source, path)
+		}
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", err
+	}
+	if rel, err := filepath.Rel(path, dir); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+		return "", fmt.Errorf("mountpoint %s contains the volume's own directory %s: use another one", path, dir)
+	}
+	return path, nil
+}
+
+// mount shows the volume until it is unmounted or ctx ends.
+func (a *app) mount(ctx context.Context, m mounting) (err error) {
+	ready, err := daemonPipe()
+	if err != nil {
+		return err
+	}
+	syscall.Umask(0o077) // local files are the user's own; the kernel applies each program's umask to the mount
+	setMemoryLimit(m.options, 1)
+	log := logger(m.options, a.Err)
+	options, err := clientOptions(m.options, m.dir)
+	if err != nil {
+		return err
+	}
+	options.Logger = log
+	client, err := openWhenFree(ctx, options)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		err = errors.Join(err, client.Close(ctx))
+		log.Info("closed")
+	}()
+	mountCtx, cancel := context.WithTimeout(ctx, mountTimeout)
+	defer cancel()
+	o := m.options
+	server, err := fusefs.Mount(mountCtx, fusefs.Options{
+		Volume: client.Volume(), Mountpoint: m.mountpoint, FsName: m.source,
+		ReadOnly: o.ReadOnly, AllowOther: o.AllowOther, NoAtime: o.NoAtime, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
+		Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	served := served{server, m.mountpoint}
+	socket, err := control.Serve(m.dir, client, served)
+	if err != nil {
+		return errors.Join(err, server.Unmount())
+	}
+	log.Info("mounted", "pid", os.Getpid())
+	daemon.SdNotify(false, daemon.SdNotifyReady)
+	if ready != nil {
+		io.WriteString(ready, daemonReady)
+		ready.Close()
+	} else {
+		fmt.Fprintf(a.Err, "%s is mounted at %s. Ctrl-C unmounts it.\n", m.source, m.mountpoint)
+	}
+	select {
+	case <-server.Done():
+	case <-ctx.Done():
+		served.leave(log)
+	}
+	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	return socket.Close()
+}
+
+// served is a mount as the control socket sees it.
+type served struct {
+	*fusefs.Server
+	mountpoint string
+}
+
+func (s served) Mountpoint() string { return s.mountpoint }
+
+// leave unmounts. Programs that are still in the mount get a moment to go;
+// then it is detached, and they get errors.
+func (s served) leave(log *slog.Logger) {
+	for deadline := time.Now().Add(busyTimeout); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		if s.Unmount() == nil {
+			return
+		}
+	}
+	log.Warn("programs are still using the mount: it is detached")
+	if err := detachMount(s.mountpoint); err != nil {
+		log.Error("cannot detach the mount", "error", err)
+	}
+}
+
+// setMemoryLimit keeps the process near the wanted size: the collector works
+// harder rather than letting it grow. count is how many share the process.
+func setMemoryLimit(o config.Options, count int) {
+	limit := int64(o.MemoryMax)
+	if count > 1 {
+		limit = max(limit, int64(count)*(100<<20))
+	}
+	debug.SetMemoryLimit(limit)
+	if _, set := os.LookupEnv("GOGC"); !set {
+		debug.SetGCPercent(60)
+	}
+}
+
+func detachMount(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if errors.Is(err, unix.EPERM) {
+		return fusermount("-u", "-z", path)
+	}
+	return err
+}

@@ -1,0 +1,138 @@
+package command
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/defs-fs/defs"
+	"github.com/defs-fs/defs/config"
+	"github.com/defs-fs/defs/control"
+)
+
+func (a *app) recoverCommand() *cobra.Command {
+	var wordsFile, wordsCommand, ticketFile string
+	var peers []string
+	cmd := &cobra.Command{
+		Use:   "recover [NAME]",
+		Short: "Bring a volume back from its 24 words and the addresses of some nodes",
+		Long: `Bring a volume back, into an empty directory, from its 24 words and the addresses
+of some nodes. The words come from a file, from a command's output, or from
+standard input; never from the command line, which others can read.`,
+		Args: args(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := config.Load(config.Sources{Files: config.Files(""), Environ: a.Environ, Flags: cmd.Flags()})
+			if err != nil {
+				return usage("%w", err)
+			}
+			if len(args) == 1 && o.Data == "" {
+				o.Volume = args[0]
+			}
+			if o.Data == "" && o.Volume == "" {
+				return usage("say where to: a volume's NAME, or --data DIR")
+			}
+			o.Peers = append(o.Peers, peers...)
+			if err := o.Validate(); err != nil {
+				return usage("%w", err)
+			}
+			addrs, err := expandPeers(o.Peers)
+			if err != nil {
+				return err
+			}
+			if len(addrs) == 0 {
+				return usage("give the address of at least one node of the pool: --peer /ip4/192.0.2.1/tcp/4001/p2p/ID, or --peer @FILE")
+			}
+			dir, err := o.VolumeDir()
+			if err != nil {
+				return err
+			}
+			var ticket string
+			if ticketFile != "" {
+				if ticket, err = readSecret("@" + ticketFile); err != nil {
+					return err
+				}
+			}
+			words, err := a.readWords(wordsFile, wordsCommand)
+			if err != nil {
+				return err
+			}
+			report, err := defs.Recover(cmd.Context(), defs.RecoverOptions{
+				Dir: dir, Words: words, Peers: addrs, Ticket: ticket, Logger: quietLogger(cmd, o, a.Err),
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(struct {
+				Schema  int       `json:"schema"`
+				Volume  string    `json:"volume"`
+				Dir     string    `json:"dir"`
+				Cut     time.Time `json:"cut"`
+				Entries int       `json:"entries"`
+			}{control.Schema, report.Device.Name, dir, report.Cut, report.Entries}, func(w io.Writer) {
+				fmt.Fprintf(w, "Volume %s is back in %s, as of %s. Its content comes from the peers as it is read.\n",
+					report.Device.Name, dir, report.Cut.Format(time.DateTime))
+			})
+		},
+	}
+	cmd.Flags().StringVar(&wordsFile, "words-file", "", "file with the 24 words, - for standard input")
+	cmd.Flags().StringVar(&wordsCommand, "words-command", "", "shell command that prints the 24 words")
+	cmd.Flags().StringVar(&ticketFile, "ticket-file", "", "file with a ticket of the pool, needed where another volume founded it")
+	cmd.Flags().StringArrayVar(&peers, "peer", nil, "multiaddr of a node, with /p2p/ID; @FILE reads them from a file")
+	config.AddFlags(cmd.Flags(), "peers")
+	return cmd
+}
+
+func (a *app) readWords(file, command string) (string, error) {
+	switch {
+	case file != "" && command != "":
+		return "", usage("give --words-file or --words-command, not both")
+	case file == "-":
+		return readAll(a.In)
+	case file != "":
+		f, err := os.Open(file)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		return readAll(f)
+	case command != "":
+		run := exec.Command("sh", "-c", command)
+		run.Stdin, run.Stderr = os.Stdin, a.Err
+		out, err := run.Output()
+		if err != nil {
+			return "", fmt.Errorf("words command: %w", err)
+		}
+		return readAll(bytes.NewReader(out))
+	case isTerminal(a.In):
+		return a.promptWords()
+	}
+	return readAll(a.In)
+}
+
+// promptWords reads lines until there are 24 words. They are shown as they are
+// typed, because nobody types 24 words blindly.
+func (a *app) promptWords() (string, error) {
+	fmt.Fprintln(a.Err, "The 24 words, on one line or several:")
+	var words []string
+	lines := bufio.NewScanner(a.In)
+	for len(words) < 24 && lines.Scan() {
+		words = append(words, strings.Fields(lines.Text())...)
+	}
+	return strings.Join(words, " "), lines.Err()
+}
+
+func readAll(r io.Reader) (string, error) {
+	b, err := io.ReadAll(io.LimitReader(r, secretBytesMax+1))
+	if err == nil && len(b) > secretBytesMax {
+		err = errors.New("that is too long for 24 words")
+	}
+	return strings.Join(strings.Fields(string(b)), " "), err
+}

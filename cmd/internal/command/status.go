@@ -1,0 +1,165 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/defs-fs/defs/control"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var check bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how safe a volume is",
+		Args:  args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, s.close()) }()
+			st, err := s.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := a.print(st, func(w io.Writer) { writeStatus(w, st) }); err != nil || !check {
+				return err
+			}
+			switch {
+			case st.Health.Lost > 0 || st.ReadOnly != "":
+				return silentError(exitFailed)
+			case st.Health.Degraded > 0:
+				return silentError(exitDegraded)
+			case st.Bytes.Journaled+st.Bytes.Queued+st.Bytes.Recoverable > 0:
+				return silentError(exitNotDurable)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&check, "check", false, "end with 1, 4 or 5 when something is lost, degraded or not yet durable")
+	return cmd
+}
+
+func writeStatus(out io.Writer, s control.Status) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	defer w.Flush()
+	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	row("volume", "%s", s.Volume)
+	if s.Mounted {
+		row("mounted", "at %s", s.Mountpoint)
+	} else {
+		row("mounted", "no")
+	}
+	row("on this disk alone", "%s", size(s.Bytes.Journaled))
+	row("on the way", "%s", size(s.Bytes.Queued))
+	row("recoverable", "%s", size(s.Bytes.Recoverable))
+	row("durable", "%s", size(s.Bytes.Durable))
+	row("journal", "%s of %s", size(s.Journal.Bytes), size(s.Journal.MaxBytes))
+	row("cache", "%s of %s", size(s.Cache.CleanBytes), size(s.Cache.MaxBytes))
+	row("pool", "%d nodes on %d hosts alive", s.Pool.Nodes, s.Pool.Hosts)
+	row("stripes", "%d, %d degraded, %d lost", s.Health.Stripes, s.Health.Degraded, s.Health.Lost)
+	row("survives", "the loss of %d nodes, or %d hosts", s.SurvivesLosses.Nodes, s.SurvivesLosses.Hosts)
+	if s.Published != nil {
+		row("published", "%s", humanize.Time(*s.Published))
+	}
+	for _, t := range s.Tasks {
+		row(t.Kind, "%s of %s", size(t.DoneBytes), size(t.TotalBytes))
+	}
+	if s.ReadOnly != "" {
+		row("read-only", "%s", s.ReadOnly)
+	}
+	if s.Problem != "" {
+		row("problem", "%s", s.Problem)
+	}
+}
+
+func size[T int64 | uint64 | uint32](n T) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+func (a *app) waitCommand() *cobra.Command {
+	var durable bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "wait --durable",
+		Short: "Wait until the peers have everything",
+		Args:  args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if !durable {
+				return usage("say what to wait for: --durable")
+			}
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, s.close()) }()
+			ctx := cmd.Context()
+			if timeout > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, timeout)
+				defer cancel()
+			}
+			if err := a.waitDurable(ctx, s.Client); err != nil {
+				return err
+			}
+			if !a.json {
+				return nil
+			}
+			st, err := s.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(st, nil)
+		},
+	}
+	cmd.Flags().BoolVar(&durable, "durable", false, "until everything acknowledged so far has the protection that the policy wants")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after so long, such as 5m; 0 is never")
+	return cmd
+}
+
+// waitDurable shows a bar while it waits, if somebody watches.
+func (a *app) waitDurable(ctx context.Context, client *control.Client) error {
+	var last control.Status
+	show := func(s control.Status) { last = s }
+	var bars *mpb.Progress
+	if isTerminal(a.Err) {
+		bars = mpb.New(mpb.WithOutput(a.Err), mpb.WithWidth(50))
+		bar := bars.AddBar(0,
+			mpb.PrependDecorators(decor.Name("durable "), decor.CountersKibiByte("% .1f / % .1f")),
+			mpb.AppendDecorators(decor.Percentage()),
+		)
+		show = func(s control.Status) {
+			last = s
+			// Two steps for each byte: placed, and in a head.
+			done, total := s.Bytes.Durable, s.Bytes.Journaled+s.Bytes.Queued+s.Bytes.Recoverable+s.Bytes.Durable
+			for _, t := range s.Tasks {
+				done += t.DoneBytes
+			}
+			bar.SetTotal(max(total, 1), false)
+			bar.SetCurrent(min(done, total))
+		}
+		defer func() {
+			bar.Abort(false)
+			bars.Wait()
+		}()
+	}
+	err := client.WaitDurable(ctx, show)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("not yet durable, %s are missing: %w", size(last.Bytes.Journaled+last.Bytes.Queued+last.Bytes.Recoverable), err)
+	case ctx.Err() != nil:
+		return &exitError{exitNotDurable, fmt.Errorf("not yet durable: %w", err)}
+	}
+	return err
+}
