@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"fmt"
 	"net/netip"
@@ -120,7 +121,7 @@ func subnetOf(addrs []multiaddr.Multiaddr) string {
 		if !addr.IsLoopback() {
 			return subnet
 		}
-		loopback = subnet
+		loopback = cmp.Or(loopback, subnet)
 	}
 	return loopback
 }
