@@ -357,7 +357,6 @@ func (f fs) fresh() Ino {
 // remoteStub serves slices from memory.
 type remoteStub struct {
 	slices map[uint32][]byte
-	calls  int
 }
 
 func (r *remoteStub) ReadSlice(_ context.Context, at metastore.Remote, off int, dst []byte) error {
@@ -365,7 +364,6 @@ func (r *remoteStub) ReadSlice(_ context.Context, at metastore.Remote, off int, 
 	if !ok {
 		return errors.New("no such slice")
 	}
-	r.calls++
 	copy(dst, b[int(at.Off)+off:])
 	return nil
 }

@@ -96,15 +96,14 @@ func (t *tx) rename(fromDir Ino, from string, toDir Ino, to string, flags Rename
 	return t.move(fromDir, moved, toDir, to)
 }
 
-// move gives an entry a new place that is free. Inside one directory it keeps its cookie, so that a listing in
-// progress does not meet it again at the end.
+// move gives an entry a new place that is free. It keeps its cookie, which no other entry of the volume has, so that
+// a listing in progress does not meet it again at the end.
 func (t *tx) move(fromDir Ino, moved metastore.Dirent, toDir Ino, to string) error {
 	t.deleteEntry(fromDir, moved)
 	if fromDir != toDir {
 		if err := t.reparent(moved, fromDir, toDir); err != nil {
 			return err
 		}
-		moved.Cookie = uint64(t.newID())
 	}
 	moved.Name = to
 	t.addEntry(toDir, moved)
