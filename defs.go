@@ -472,7 +472,15 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 	if err := host.WaitMembers(settle, 1); err != nil {
 		return nil, fmt.Errorf("recover: no peer answers: %w", err)
 	}
-	host.WaitMembers(settle, len(host.Members()))
+	nodes := 0
+	for _, m := range host.Members() {
+		if m.Role == p2p.RoleNode {
+			nodes++
+		}
+	}
+	if err := host.WaitMembers(settle, nodes); err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
 	report, err := volume.Recover(ctx, o.Dir, root, host, volume.Options{
 		Logger: o.Logger, RootUID: uint32(os.Getuid()), RootGID: uint32(os.Getgid()),
 	})

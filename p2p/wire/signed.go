@@ -26,7 +26,7 @@ const (
 	// IndexNumber is the shard number by which DeleteShards names a stripe's
 	// index record, on its keepers.
 	IndexNumber  = 255
-	HeadBytesMax = 1 << 20           // sealed bytes of one head
+	HeadBytesMax = 1<<20 - 4<<10     // sealed bytes of one head; with the rest it fits one message
 	LookupMax    = 256               // stripes in one broadcast
 	BatchMax     = 256               // entries in one batched request
 	nodeIDMax    = 128               // bytes of a node id
