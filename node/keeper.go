@@ -164,7 +164,7 @@ func keepers(blind [32]byte, m int, mirrored bool, pool []placement.NodeID) []pl
 // handover gives index records to the nodes that become keepers when the pool
 // changes and then stays the same for a while.
 func (n *Node) handover(ctx context.Context) {
-	settled, seen := []placement.NodeID(nil), []placement.NodeID(nil)
+	var seen []placement.NodeID
 	var since time.Time
 	every(ctx, max(n.o.HandoverDelay/4, time.Millisecond), func() {
 		now := n.poolNodes()
@@ -172,13 +172,24 @@ func (n *Node) handover(ctx context.Context) {
 			seen, since = now, n.o.Now()
 			return
 		}
+		settled := n.keeperPool()
 		if slices.Equal(now, settled) || n.o.Now().Sub(since) < n.o.HandoverDelay {
 			return
 		}
 		if settled == nil || n.handOver(ctx, settled, now) {
-			settled = now
+			n.mu.Lock()
+			n.settled = now
+			n.mu.Unlock()
 		}
 	})
+}
+
+// keeperPool is the pool by which index records were last handed over; nil
+// before the pool has settled for the first time.
+func (n *Node) keeperPool() []placement.NodeID {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.settled
 }
 
 // handOver sends each record to the keepers that are new. It returns false

@@ -46,10 +46,11 @@ type Node struct {
 	lookups chan lookup
 	mirrors mirrors
 
-	mu     sync.Mutex // guards what follows
-	cancel context.CancelFunc
-	done   chan struct{} // of Run; nil before it
-	closed bool
+	mu      sync.Mutex // guards what follows
+	cancel  context.CancelFunc
+	done    chan struct{} // of Run; nil before it
+	closed  bool
+	settled []placement.NodeID // see keeperPool
 }
 
 // New makes a node and begins to answer requests. Run does the rest.

@@ -274,8 +274,9 @@ func TestHandover(t *testing.T) {
 			}
 		}
 	}
-	// The nodes must have taken the pool of three as what was before.
-	time.Sleep(200 * time.Millisecond)
+	for i := range 3 {
+		eventually(t, "a settled pool", func() bool { return len(p.nodes[nodeID(i)].node.keeperPool()) == 3 })
+	}
 	p.add(nodeID(3))
 	pool := []placement.NodeID{nodeID(0), nodeID(1), nodeID(2), nodeID(3)}
 	for _, s := range all {
