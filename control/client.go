@@ -116,8 +116,11 @@ func (c *Client) WaitDurable(ctx context.Context, progress func(Status)) error {
 			return &Error{p.Code, p.Error}
 		}
 	}
-	if err := errors.Join(ctx.Err(), lines.Err()); err != nil {
-		return err
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("wait: %w", err)
 	}
 	return errors.New("wait: the process that has the volume open has ended")
 }

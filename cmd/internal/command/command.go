@@ -40,12 +40,13 @@ func OS() Streams {
 // app is one run of a command.
 type app struct {
 	Streams
-	json bool
+	json   bool
+	parent *os.File // of a mount in the background, until it answers
 }
 
 // Defs runs the command `defs` and returns its exit code.
 func Defs(args []string, s Streams) int {
-	a := &app{Streams: s}
+	a := &app{Streams: s, parent: openDaemonPipe()}
 	root := &cobra.Command{
 		Use:   "defs",
 		Short: "A folder that lives on your peers",
@@ -65,7 +66,7 @@ over machines that can neither read it nor lose it.`,
 // Mount runs the command `defs-mount`, which is also mount(8)'s helper
 // mount.fuse.defs, and returns its exit code.
 func Mount(args []string, s Streams, helper bool) int {
-	a := &app{Streams: s}
+	a := &app{Streams: s, parent: openDaemonPipe()}
 	root := a.mountCommand("defs-mount VOLUME MOUNTPOINT", 2)
 	config.AddFlags(root.Flags(), "data", "log-level")
 	if helper {
@@ -98,6 +99,7 @@ func (a *app) run(root *cobra.Command, args []string) int {
 	if err == nil || errors.As(err, new(silentError)) {
 		return code
 	}
+	a.tellParent(err.Error())
 	fmt.Fprintf(a.Err, "%s: %v\n", root.Name(), err)
 	if code == exitUsage {
 		fmt.Fprintf(a.Err, "Try '%s --help'.\n", ran.CommandPath())

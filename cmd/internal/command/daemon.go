@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 )
 
@@ -15,27 +14,32 @@ import (
 // arguments, and a pipe as its fourth descriptor: it writes daemonReady, or the
 // text of its error, and closes it.
 const (
-	daemonVariable = "DEFS_IN_BACKGROUND"
+	daemonVariable = "_DEFS_IN_BACKGROUND"
 	daemonPipeFD   = 3
 	daemonReady    = "ready\n"
+	answerBytesMax = 64 << 10
 	logBytesMax    = 16 << 20 // a larger log is put aside at start; one old log is kept
 )
 
 func isDaemon() bool { return os.Getenv(daemonVariable) != "" }
 
-// daemonPipe returns what tells the parent that the mount is ready; nil in a
-// process in the foreground.
-func daemonPipe() (*os.File, error) {
+// openDaemonPipe returns what tells the parent how it went; nil in a process in
+// the foreground.
+func openDaemonPipe() *os.File {
 	if !isDaemon() {
-		return nil, nil
+		return nil
 	}
-	os.Unsetenv(daemonVariable)
 	syscall.CloseOnExec(daemonPipeFD)
-	f := os.NewFile(daemonPipeFD, "parent")
-	if f == nil {
-		return nil, errors.New("start in the background: no pipe to the parent")
+	return os.NewFile(daemonPipeFD, "parent")
+}
+
+// tellParent ends the parent's wait. Later calls do nothing.
+func (a *app) tellParent(how string) {
+	if a.parent != nil {
+		io.WriteString(a.parent, how)
+		a.parent.Close()
+		a.parent = nil
 	}
-	return f, nil
 }
 
 // detach starts this program again in the background and returns when the mount
@@ -62,24 +66,22 @@ func (a *app) detach(m mounting) error {
 	child.Stdout, child.Stderr = log, log
 	child.ExtraFiles = []*os.File{write}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	mark, _ := log.Seek(0, io.SeekEnd)
 	err = child.Start()
 	write.Close()
 	if err != nil {
 		return fmt.Errorf("start in the background: %w", err)
 	}
 	// The pipe ends when the child has written, or has ended.
-	answer, err := io.ReadAll(io.LimitReader(read, 64))
+	answer, err := io.ReadAll(io.LimitReader(read, answerBytesMax))
 	if err == nil && string(answer) == daemonReady {
 		return child.Process.Release()
 	}
-	err = child.Wait()
-	said := make([]byte, 4096)
-	if n, _ := log.ReadAt(said, mark); n > 0 {
-		err = errors.New(strings.TrimSpace(string(said[:n])))
-	}
+	child.Wait()
 	code := max(child.ProcessState.ExitCode(), exitFailed)
-	return &exitError{code, fmt.Errorf("the mount did not start: %w (its log is %s)", err, logPath)}
+	if len(answer) == 0 {
+		return &exitError{code, fmt.Errorf("the mount did not start; its log is %s", logPath)}
+	}
+	return &exitError{code, errors.New(string(answer))}
 }
 
 func openLog(path string) (*os.File, error) {

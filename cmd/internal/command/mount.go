@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -143,10 +142,6 @@ func usableMountpoint(path, dir string) (string, error) {
 
 // mount shows the volume until it is unmounted or ctx ends.
 func (a *app) mount(ctx context.Context, m mounting) (err error) {
-	ready, err := daemonPipe()
-	if err != nil {
-		return err
-	}
 	syscall.Umask(0o077) // local files are the user's own; the kernel applies each program's umask to the mount
 	setMemoryLimit(m.options, 1)
 	log := logger(m.options, a.Err)
@@ -183,9 +178,8 @@ func (a *app) mount(ctx context.Context, m mounting) (err error) {
 	}
 	log.Info("mounted", "pid", os.Getpid())
 	daemon.SdNotify(false, daemon.SdNotifyReady)
-	if ready != nil {
-		io.WriteString(ready, daemonReady)
-		ready.Close()
+	if a.parent != nil {
+		a.tellParent(daemonReady)
 	} else {
 		fmt.Fprintf(a.Err, "%s is mounted at %s. Ctrl-C unmounts it.\n", m.source, m.mountpoint)
 	}
