@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/defs-fs/defs/metastore"
 )
 
 var testKey = [32]byte{1, 2, 3}
@@ -244,5 +247,21 @@ func TestBeginCutSeesOneMoment(t *testing.T) {
 	f.ok(later.Close())
 	if gen2 != gen+1 {
 		t.Errorf("generation %d follows %d", gen2, gen)
+	}
+}
+
+// TestUsageFormat decodes the example of FORMAT.md, "Tree values of the volume".
+func TestUsageFormat(t *testing.T) {
+	const example = "0000000000001000" + "0000000000000002"
+	if got := hex.EncodeToString(usage{bytes: 4096, inodes: 2}.marshal()); got != example {
+		t.Errorf("%s, want %s", got, example)
+	}
+	f := newFS(t)
+	f.ok(wrap("set", 0, func() error {
+		_, err := f.commit(func(t *tx) error { t.PutMeta(usageName, []byte("short")); return nil })
+		return err
+	}()))
+	if _, err := readUsage(f.db); !errors.Is(err, metastore.ErrCorrupt) {
+		t.Errorf("a short value: %v", err)
 	}
 }
