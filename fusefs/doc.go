@@ -19,6 +19,9 @@
 // [Server.InvalidateEntry].
 // Writes go through: there is no writeback cache, and what write(2) acknowledged is in the volume's journal.
 //
+// The process that serves a mount must not use it through memory maps, nor start a child with its working directory
+// in it: a page fault, or a child before exec, can wait for the server while it keeps the Go runtime from running it.
+//
 // # Ownership
 //
 // [Mount] starts the goroutines that serve the kernel; they end when the mount ends, and [Server.Wait] waits for

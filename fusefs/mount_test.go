@@ -48,7 +48,7 @@ func runHelper(job string, args []string) error {
 // helper runs the test binary for one job.
 func helper(t *testing.T, job string, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], args...)
+	cmd := exec.Command("/proc/self/exe", args...) // readable for every user, unlike the directory it is in
 	cmd.Env = append(os.Environ(), helperVariable+"="+job)
 	cmd.Stderr = os.Stderr
 	return cmd
@@ -56,7 +56,7 @@ func helper(t *testing.T, job string, args ...string) *exec.Cmd {
 
 // helpServe mounts the volume in dir until standard input ends.
 func helpServe(dir, mountpoint string) error {
-	vol, err := volume.Open(context.Background(), volume.Options{Dir: dir, Key: testKey})
+	vol, err := volume.Open(context.Background(), volume.Options{Dir: dir, Key: testKey, RootUID: uint32(os.Geteuid()), RootGID: uint32(os.Getegid())})
 	if err != nil {
 		return err
 	}
@@ -75,16 +75,17 @@ type serving struct {
 	stdin io.Closer
 }
 
-func serve(t *testing.T, dir, mountpoint string) *serving {
+func serve(t *testing.T, dir, mountpoint string, uid uint32) *serving {
 	t.Helper()
 	cmd := helper(t, "serve", dir, mountpoint)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	stdin, err := cmd.StdinPipe()
 	must(t, err)
 	stdout, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
 	s := &serving{cmd, stdin}
-	t.Cleanup(func() { s.kill(); CleanStale(mountpoint) })
+	t.Cleanup(func() { s.kill(); syscall.Unmount(mountpoint, syscall.MNT_DETACH) })
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
 		t.Fatalf("the serving process said %q, %v", line, err)
 	}
@@ -267,7 +268,7 @@ func TestKilledAndMountedAgain(t *testing.T) {
 	mnt := filepath.Join(dir, "mnt with space")
 	must(t, os.Mkdir(mnt, 0o755))
 
-	first := serve(t, dir+"/local", mnt)
+	first := serve(t, dir+"/local", mnt, 0)
 	if cleaned, err := CleanStale(mnt); cleaned || err != nil {
 		t.Fatalf("a live mount was cleaned: %v, %v", cleaned, err)
 	}
@@ -278,7 +279,7 @@ func TestKilledAndMountedAgain(t *testing.T) {
 	first.kill()
 	wantErr(t, unix.Statfs(mnt, new(unix.Statfs_t)), unix.ENOTCONN)
 
-	second := serve(t, dir+"/local", mnt)
+	second := serve(t, dir+"/local", mnt, 0)
 	wantContent(t, mnt+"/f", content)
 	if got := stat(t, mnt+"/f").Ino; got != inode {
 		t.Fatalf("inode number %d became %d", inode, got)
@@ -293,7 +294,36 @@ func TestKilledAndMountedAgain(t *testing.T) {
 	if cleaned, err := CleanStale(mnt); cleaned || err != nil {
 		t.Fatalf("cleaned where nothing is mounted: %v, %v", cleaned, err)
 	}
-	serve(t, dir+"/local", mnt).stop(t)
+	serve(t, dir+"/local", mnt, 0).stop(t)
+}
+
+// An ordinary user mounts with fusermount3.
+func TestMountAsUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become another user")
+	}
+	needs(t, "fusermount3")
+	if info, err := os.Stat("/dev/fuse"); err != nil || info.Mode().Perm() != 0o666 {
+		t.Skip("/dev/fuse is for root only on this machine")
+	}
+	dir := t.TempDir()
+	must(t, os.Chmod(filepath.Dir(dir), 0o755))
+	mnt := filepath.Join(dir, "mnt")
+	must(t, os.Mkdir(mnt, 0o755))
+	must(t, os.Chown(mnt, someone, someone))
+	must(t, os.Chown(dir, someone, someone))
+	s := serve(t, dir+"/local", mnt, someone)
+	asSomeone(t, func() {
+		write(t, mnt+"/f", "mine")
+		must(t, os.Chmod(mnt+"/f", 0))
+		_, err := os.Open(mnt + "/f")
+		wantErr(t, err, unix.EACCES)
+		must(t, os.Chmod(mnt+"/f", 0o600))
+		wantContent(t, mnt+"/f", "mine")
+	})
+	s.kill()
+	// The next mount cleans what the killed one left. Only its user can tell that it is stale.
+	serve(t, dir+"/local", mnt, someone).stop(t)
 }
 
 func TestMountTypes(t *testing.T) {

@@ -128,7 +128,7 @@ func mountOptions(o Options) *fuse.MountOptions {
 		FsName:                   o.FsName,
 		Name:                     "defs",
 		MaxWrite:                 maxWriteBytes,
-		MaxBackground:            64,
+		MaxBackground:            32, // read-ahead requests in flight; each holds up to a MiB
 		ExplicitDataCacheControl: true,
 		EnableSymlinkCaching:     true,
 		EnableAcl:                checksPermissions(o), // without: ACLs are stored and inherited, but not cached
