@@ -70,19 +70,9 @@ func (s *Store) askKeepers(ctx context.Context, blind erasure.BlindID, info *met
 // adopt replaces the holders of info by those of a verified record.
 func adopt(info *metastore.StripeInfo, r *wire.IndexRecord) bool {
 	holders := make([]metastore.Holder, info.K+info.M)
-	for _, h := range r.Holders {
+	for _, h := range r.CurrentHolders() {
 		if int(h.Index) < len(holders) {
 			holders[h.Index] = metastore.Holder{Primary: h.Primary, Mirror: h.Mirror}
-		}
-	}
-	for _, m := range r.Moves {
-		if int(m.Index) >= len(holders) {
-			continue
-		}
-		if h := &holders[m.Index]; m.Mirror && h.Mirror == m.From {
-			h.Mirror = m.To
-		} else if !m.Mirror && h.Primary == m.From {
-			h.Primary = m.To
 		}
 	}
 	return replaceHolders(info, holders)

@@ -96,7 +96,7 @@ func (s *Store) mendShards(ctx context.Context, id erasure.StripeID, info *metas
 	if err != nil {
 		return err
 	}
-	data, err := s.readRange(ctx, id, info, 0, info.K*int(info.ShardBytes))
+	data, _, err := s.Read(ctx, id, info, 0, info.K*int(info.ShardBytes))
 	if err != nil {
 		return err
 	}

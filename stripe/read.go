@@ -21,30 +21,48 @@ import (
 // ErrUnavailable when fewer than k shards can be had within ReadTimeout, and
 // names the peers that were asked.
 func (s *Store) Read(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, off, n int) (data []byte, changed bool, err error) {
+	parts, first, changed, err := s.ReadParts(ctx, id, info, off, n)
+	if err != nil {
+		return nil, changed, err
+	}
+	skip := off - first
+	if len(parts) == 1 {
+		return parts[0][skip : skip+n : skip+n], changed, nil
+	}
+	data = make([]byte, 0, n)
+	for _, p := range parts {
+		data = append(data, p[skip:min(len(p), skip+n-len(data))]...)
+		skip = 0
+	}
+	return data, changed, nil
+}
+
+// ReadParts is Read without the copy: the adjoining parts of one shard each
+// that hold [off, off+n), and perhaps bytes before and after. first is the
+// offset of parts[0] in the stripe's data; a part that is not the last reaches
+// to the end of its shard.
+func (s *Store) ReadParts(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, off, n int) (parts [][]byte, first int, changed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.ReadTimeout)
 	defer cancel()
 	for step := 0; ; step++ {
-		data, err = s.readRange(ctx, id, info, off, n)
+		parts, first, err = s.readRange(ctx, id, info, off, n)
 		if err == nil || !errors.Is(err, ErrUnavailable) || step == 2 || ctx.Err() != nil {
-			return data, changed, err
+			return parts, first, changed, err
 		}
 		if s.relocate(ctx, id, info, step) {
 			changed = true
 		} else if step == 1 {
-			return nil, changed, err
+			return nil, 0, changed, err
 		}
 	}
 }
 
-// readRange reads a range of the data area: per shard that it touches, the
-// whole groups around it.
-func (s *Store) readRange(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, off, n int) ([]byte, error) {
+// readRange reads a range of the data area: of one shard the groups around it,
+// of several all of each.
+func (s *Store) readRange(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, off, n int) ([][]byte, int, error) {
 	size := int(info.ShardBytes)
-	if off < 0 || n < 0 || off+n > info.K*size {
-		return nil, fmt.Errorf("stripe %x: range %d+%d outside %d bytes", id, off, n, info.K*size)
-	}
-	if n == 0 {
-		return nil, nil
+	if off < 0 || n <= 0 || off+n > info.K*size {
+		return nil, 0, fmt.Errorf("stripe %x: range %d+%d outside %d bytes", id, off, n, info.K*size)
 	}
 	first, last := off/size, (off+n-1)/size
 	lo, hi := 0, size
@@ -55,26 +73,11 @@ func (s *Store) readRange(ctx context.Context, id erasure.StripeID, info *metast
 	for i := first; i <= last; i++ {
 		want = append(want, i)
 	}
-	parts, err := s.readShards(ctx, id, info, want, lo, hi)
+	shards, err := s.readShards(ctx, id, info, want, lo, hi)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if first == last {
-		start := off%size - lo
-		return parts[first][start : start+n : start+n], nil
-	}
-	out := make([]byte, 0, n)
-	for i := first; i <= last; i++ {
-		a, b := 0, size
-		if i == first {
-			a = off % size
-		}
-		if i == last {
-			b = (off+n-1)%size + 1
-		}
-		out = append(out, parts[i][a:b]...)
-	}
-	return out, nil
+	return shards[first : last+1], first*size + lo, nil
 }
 
 // shardResult is what one request for a shard's range brought.

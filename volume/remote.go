@@ -37,6 +37,7 @@ type fetcher struct {
 	ctx      context.Context // of read-ahead; ends at close
 	stop     context.CancelFunc
 	inflight sync.WaitGroup // read-ahead goroutines
+	buffers  sync.Pool      // of *[]byte
 
 	mu     sync.Mutex
 	calls  map[blockKey]*fetchCall           // guarded by mu: fetches under way, shared by their readers
@@ -67,9 +68,9 @@ type sliceKey struct {
 
 // fetchCall is one fetch that several readers may wait for.
 type fetchCall struct {
-	done chan struct{}
-	data []byte
-	err  error
+	done   chan struct{}
+	blocks [][]byte // of equal length
+	err    error
 }
 
 func newFetcher(v *Volume, stripes *stripe.Store, keys *keyring, id [16]byte) (*fetcher, error) {
@@ -120,21 +121,33 @@ func (f *fetcher) ReadSlice(ctx context.Context, at metastore.Remote, off int, d
 // openRange opens the 64 KiB segments around the range and copies it out.
 func (f *fetcher) openRange(ctx context.Context, at metastore.Remote, info *metastore.StripeInfo, key, salt [32]byte, start int, dst []byte) error {
 	first, sealedOff, sealedLen := seal.SegmentRange(int(at.StoredLen), start, len(dst))
-	sealed := make([]byte, seal.CommitmentBytes+sealedLen)
-	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff), sealed[:seal.CommitmentBytes]); err != nil {
+	buf := f.buffer(seal.CommitmentBytes + 2*sealedLen)
+	defer f.buffers.Put(buf)
+	commitment, sealed := (*buf)[:seal.CommitmentBytes], (*buf)[seal.CommitmentBytes:][:sealedLen]
+	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff), commitment); err != nil {
 		return err
 	}
-	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff)+sealedOff, sealed[seal.CommitmentBytes:]); err != nil {
+	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff)+sealedOff, sealed); err != nil {
 		return err
 	}
 	c := seal.SliceContext{Volume: f.volume, Stripe: at.Stripe, Slice: at.Slice, Epoch: info.Epoch, Length: at.StoredLen, Purpose: seal.PurposeContent}
-	plain := make([]byte, 0, sealedLen)
-	plain, err := seal.OpenSegments(plain, key, salt, c, first, sealed[seal.CommitmentBytes:], sealed[:seal.CommitmentBytes])
+	plain, err := seal.OpenSegments((*buf)[seal.CommitmentBytes+sealedLen:][:0], key, salt, c, first, sealed, commitment)
 	if err != nil {
 		return fmt.Errorf("stripe %x slice %d: %w", at.Stripe, at.Slice, err)
 	}
 	copy(dst, plain[start-first*seal.SegmentBytes:])
 	return nil
+}
+
+// buffer returns a pooled buffer of n bytes.
+func (f *fetcher) buffer(n int) *[]byte {
+	buf, _ := f.buffers.Get().(*[]byte)
+	if buf == nil || cap(*buf) < n {
+		b := make([]byte, n)
+		return &b
+	}
+	*buf = (*buf)[:n]
+	return buf
 }
 
 // readCompressed unpacks the whole slice, and keeps the last few for the reads
@@ -175,37 +188,42 @@ func (f *fetcher) readBlocks(ctx context.Context, id [16]byte, info *metastore.S
 	for len(dst) > 0 {
 		block, in := off/size, off%size
 		n := min(len(dst), size-in)
-		if !f.store.GetSlice(id, uint32(block), in, dst[:n]) {
-			// All blocks of this read that follow are fetched in one go.
-			last := (off + len(dst) - 1) / size
-			data, err := f.fetch(ctx, id, info, block, last-block+1)
-			if err != nil {
-				return err
-			}
-			n = copy(dst, data[in:])
+		if f.store.GetSlice(id, uint32(block), in, dst[:n]) {
+			dst, off = dst[n:], off+n
+			continue
 		}
-		dst, off = dst[n:], off+n
+		// All blocks of this read that follow are fetched in one go.
+		last := (off + len(dst) - 1) / size
+		blocks, err := f.fetch(ctx, id, info, block, last-block+1)
+		if err != nil {
+			return err
+		}
+		for _, b := range blocks {
+			n := copy(dst, b[in:])
+			dst, in = dst[n:], 0
+		}
+		return nil
 	}
 	return nil
 }
 
 // fetch brings count blocks from the pool and caches them. Concurrent fetches
-// of the same blocks share one.
-func (f *fetcher) fetch(ctx context.Context, id [16]byte, info *metastore.StripeInfo, first, count int) ([]byte, error) {
+// of the same blocks share one, and a fetch of a whole stripe serves all that
+// want a part of it.
+func (f *fetcher) fetch(ctx context.Context, id [16]byte, info *metastore.StripeInfo, first, count int) ([][]byte, error) {
 	key := blockKey{id, uint32(first), uint32(count)}
-	size := blockBytes(info)
-	whole := blockKey{id, 0, uint32(info.K * int(info.ShardBytes) / size)}
+	whole := blockKey{id, 0, uint32(stripeBlocks(info))}
 	f.mu.Lock()
 	call, skip := f.calls[key], 0
 	if ahead := f.calls[whole]; call == nil && ahead != nil {
-		call, skip = ahead, first*size
+		call, skip = ahead, first
 	}
 	if call != nil {
 		f.mu.Unlock()
 		select {
 		case <-call.done:
 			if call.err == nil {
-				return call.data[skip : skip+count*size], nil
+				return call.blocks[skip : skip+count], nil
 			}
 			if ctx.Err() != nil || !errors.Is(call.err, context.Canceled) {
 				return nil, call.err
@@ -219,18 +237,23 @@ func (f *fetcher) fetch(ctx context.Context, id [16]byte, info *metastore.Stripe
 	f.calls[key] = call
 	f.mu.Unlock()
 
-	call.data, call.err = f.fetchNow(ctx, id, info, first, count)
+	call.blocks, call.err = f.fetchNow(ctx, id, info, first, count)
 	f.mu.Lock()
 	delete(f.calls, key)
 	f.mu.Unlock()
 	close(call.done)
-	return call.data, call.err
+	return call.blocks, call.err
 }
 
-func (f *fetcher) fetchNow(ctx context.Context, id [16]byte, info *metastore.StripeInfo, first, count int) ([]byte, error) {
+// stripeBlocks counts the blocks of a stripe's data.
+func stripeBlocks(info *metastore.StripeInfo) int {
+	return info.K * int(info.ShardBytes) / blockBytes(info)
+}
+
+func (f *fetcher) fetchNow(ctx context.Context, id [16]byte, info *metastore.StripeInfo, first, count int) ([][]byte, error) {
 	size := blockBytes(info)
 	mine := *info
-	data, changed, err := f.stripes.Read(ctx, id, &mine, first*size, count*size)
+	parts, off, changed, err := f.stripes.ReadParts(ctx, id, &mine, first*size, count*size)
 	if changed && f.learned != nil {
 		f.forget(id)
 		f.learned(id, mine)
@@ -238,10 +261,19 @@ func (f *fetcher) fetchNow(ctx context.Context, id [16]byte, info *metastore.Str
 	if err != nil {
 		return nil, err
 	}
-	for i := range count {
-		f.store.PutSlice(id, uint32(first+i), data[i*size:(i+1)*size])
+	// Blocks divide shards, and parts begin and end with blocks: what came
+	// beside the wanted blocks is cached too.
+	blocks := make([][]byte, 0, count)
+	for _, part := range parts {
+		for ; len(part) > 0; part, off = part[size:], off+size {
+			block := off / size
+			f.store.PutSlice(id, uint32(block), part[:size:size])
+			if block >= first && block < first+count {
+				blocks = append(blocks, part[:size:size])
+			}
+		}
 	}
-	return data, nil
+	return blocks, nil
 }
 
 func (f *fetcher) forget(id [16]byte) {
@@ -328,10 +360,9 @@ func (f *fetcher) Ahead(extents []metastore.Extent) {
 		if err != nil {
 			return
 		}
-		size := blockBytes(&info)
-		blocks := info.K * int(info.ShardBytes) / size
+		blocks := stripeBlocks(&info)
 		var probe [1]byte
-		if f.store.GetSlice(last, uint32(int(e.Remote.StripeOff)/size), 0, probe[:]) {
+		if f.store.GetSlice(last, uint32(int(e.Remote.StripeOff)/blockBytes(&info)), 0, probe[:]) {
 			continue
 		}
 		f.mu.Lock()
