@@ -97,8 +97,9 @@ func (p *publisher) findUnpublished() error {
 	found := p.head == nil
 	for g := p.head.GetGenerationNext(); g <= generation && !found; g++ {
 		if err := p.v.db.Touched(g, func(key []byte, _ uint64) bool {
-			// Stripe infos are bookkeeping and wait for the next real change.
-			found = len(key) > 0 && key[0] != 's'
+			// Stripe infos, and where extents were placed, are bookkeeping and
+			// wait for the next real change; one of content touches its inode.
+			found = len(key) > 0 && key[0] != 's' && key[0] != 'e'
 			return !found
 		}); err != nil {
 			return err
