@@ -21,7 +21,8 @@ const fsType = "fuse.defs"
 const staleProbeTimeout = 5 * time.Second
 
 // CleanStale detaches mounts at mountpoint whose process has died ("transport endpoint is not connected") and says
-// whether there were any. A live mount is left alone, and so is a dead one of another filesystem.
+// whether there were any. A live mount is left alone, and so is a dead one of another filesystem. What another user
+// mounted shows nothing of its state, not even to root, and is left alone too.
 func CleanStale(mountpoint string) (cleaned bool, err error) {
 	path, err := resolveMountpoint(mountpoint)
 	if err != nil {
