@@ -58,7 +58,7 @@ over machines that can neither read it nor lose it.`,
 	root.AddCommand(
 		a.initCommand(), a.ticketCommand(), a.recoverCommand(), a.mountCommand("mount [VOLUME] MOUNTPOINT", 1), a.umountCommand(),
 		a.nodeCommand(), a.statusCommand(), a.waitCommand(), a.peersCommand(), a.putCommand(), a.getCommand(), a.cacheCommand(),
-		a.inspectCommand(),
+		a.inspectCommand(), a.fsckCommand(), a.doctorCommand(),
 	)
 	return a.run(root, args)
 }

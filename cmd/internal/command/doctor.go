@@ -1,0 +1,189 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/defs-fs/defs/control"
+	"github.com/defs-fs/defs/fusefs"
+	"github.com/defs-fs/defs/volume"
+)
+
+// Results of an examination.
+const (
+	examFine   = "ok"
+	examFixed  = "fixed"
+	examWarn   = "warning"
+	examFailed = "failed"
+)
+
+const (
+	diskFreeBytesMin = 1 << 30
+	openFilesMin     = 1024
+	reachTimeout     = 10 * time.Second
+)
+
+// exam is one thing that a doctor looks at.
+type exam struct {
+	Name   string `json:"name"`
+	Result string `json:"result"`
+	Detail string `json:"detail"` // what it is, and what to do about it
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	var fix bool
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look for what keeps DeFS from working on this machine",
+		Args:  args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			exams := []exam{examFuse(), examHelper(), examMounts(fix), examClock(), examFiles()}
+			_, dir, err := a.volume(cmd)
+			if err == nil {
+				_, err = volume.LoadDevice(dir)
+			}
+			if err != nil {
+				exams = append(exams, exam{"volume", examWarn, err.Error()})
+			} else {
+				exams = append(exams, examDisk(dir), a.examReach(cmd))
+			}
+			failed := false
+			for _, e := range exams {
+				failed = failed || e.Result == examFailed
+			}
+			if err := a.print(struct {
+				Schema int    `json:"schema"`
+				Exams  []exam `json:"exams"`
+			}{control.Schema, exams}, func(w io.Writer) {
+				for _, e := range exams {
+					fmt.Fprintf(w, "%-8s %-10s %s\n", e.Result, e.Name, e.Detail)
+				}
+			}); err != nil || !failed {
+				return err
+			}
+			return silentError(exitFailed)
+		},
+	}
+	cmd.Flags().BoolVar(&fix, "fix", false, "repair what can be repaired without asking: detach dead mounts")
+	return cmd
+}
+
+func examFuse() exam {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return exam{"fuse", examFailed, fmt.Sprintf("%v: load the kernel module (modprobe fuse), or give the container the device", err)}
+	}
+	f.Close()
+	return exam{"fuse", examFine, "/dev/fuse can be opened"}
+}
+
+func examHelper() exam {
+	path, err := exec.LookPath("fusermount3")
+	switch {
+	case err == nil:
+		return exam{"helper", examFine, path}
+	case os.Geteuid() == 0:
+		return exam{"helper", examWarn, "fusermount3 is not installed: only root can mount (apt install fuse3)"}
+	}
+	return exam{"helper", examFailed, "fusermount3 is not installed (apt install fuse3)"}
+}
+
+func examMounts(fix bool) exam {
+	mounts, err := defsMounts()
+	if err != nil {
+		return exam{"mounts", examFailed, err.Error()}
+	}
+	dead, fixed := 0, 0
+	for _, m := range mounts {
+		var st unix.Statfs_t
+		if err := unix.Statfs(m.point, &st); !errors.Is(err, unix.ENOTCONN) {
+			continue
+		}
+		dead++
+		if fix {
+			if cleaned, err := fusefs.CleanStale(m.point); err != nil {
+				return exam{"mounts", examFailed, err.Error()}
+			} else if cleaned {
+				fixed++
+			}
+		}
+	}
+	switch {
+	case dead == 0:
+		return exam{"mounts", examFine, fmt.Sprintf("%d, none dead", len(mounts))}
+	case fixed == dead:
+		return exam{"mounts", examFixed, fmt.Sprintf("%d dead ones detached", fixed)}
+	}
+	return exam{"mounts", examFailed, fmt.Sprintf("%d of %d are dead: their process has ended; --fix detaches them", dead-fixed, len(mounts))}
+}
+
+// examClock asks the kernel whether something keeps the clock right
+// (adjtimex(2)). Certificates and signatures have times in them.
+func examClock() exam {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	switch {
+	case err != nil:
+		return exam{"clock", examWarn, err.Error()}
+	case time.Now().Year() < 2025:
+		return exam{"clock", examFailed, "it is in the past: set it"}
+	case state == unix.TIME_ERROR || t.Status&unix.STA_UNSYNC != 0:
+		return exam{"clock", examWarn, "nothing keeps it right: install a time service such as systemd-timesyncd"}
+	}
+	return exam{"clock", examFine, "synchronised"}
+}
+
+func examFiles() exam {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return exam{"files", examWarn, err.Error()}
+	}
+	if limit.Max < openFilesMin {
+		return exam{"files", examWarn, fmt.Sprintf("at most %d can be open: raise the limit to %d (ulimit -n)", limit.Max, openFilesMin)}
+	}
+	return exam{"files", examFine, fmt.Sprintf("up to %d open", limit.Max)}
+}
+
+func examDisk(dir string) exam {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return exam{"disk", examFailed, err.Error()}
+	}
+	free := int64(st.Bavail) * st.Bsize
+	if free < diskFreeBytesMin {
+		return exam{"disk", examFailed, fmt.Sprintf("%s free: what is written waits there for the peers; `defs cache drop` frees what they have", size(free))}
+	}
+	return exam{"disk", examFine, size(free) + " free"}
+}
+
+func (a *app) examReach(cmd *cobra.Command) exam {
+	s, err := a.connect(cmd)
+	if err != nil {
+		return exam{"peers", examFailed, err.Error()}
+	}
+	defer s.close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), reachTimeout)
+	defer cancel()
+	st, err := s.Status(ctx)
+	switch {
+	case err != nil:
+		return exam{"peers", examFailed, err.Error()}
+	case st.Health.Lost > 0:
+		return exam{"peers", examFailed, fmt.Sprintf("%d nodes alive, too few for %d stripes: bring nodes back", st.Pool.Nodes, st.Health.Lost)}
+	case st.Pool.Nodes == 0:
+		return exam{"peers", examFailed, "no storage node answers: start nodes, or give their addresses (peers)"}
+	case st.Problem != "":
+		return exam{"peers", examWarn, st.Problem}
+	case st.Health.Degraded > 0:
+		return exam{"peers", examWarn, fmt.Sprintf("%d nodes alive, %d stripes have fewer shards than they should", st.Pool.Nodes, st.Health.Degraded)}
+	}
+	return exam{"peers", examFine, fmt.Sprintf("%d nodes alive on %d hosts", st.Pool.Nodes, st.Pool.Hosts)}
+}
