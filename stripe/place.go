@@ -205,8 +205,8 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 		if err != nil {
 			return err
 		}
-		ids := s.keepers(keys.Blind, p.Info.M, p.Info.Mirrored, 1)
-		p.Info.IndexAcks, p.Info.IndexKeepers = 0, len(ids)
+		ids, count := s.writeKeepers(keys.Blind, p.Info.M, p.Info.Mirrored)
+		p.Info.IndexAcks, p.Info.IndexKeepers = 0, count
 		for _, id := range ids {
 			b := keepers[id]
 			if b == nil {
@@ -296,7 +296,7 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 		if committed[i] < Enough(p.Info.K, p.Info.M) {
 			return fmt.Errorf("stripe %x: %d of %d shards committed: %w", p.ID, committed[i], n, ErrTooFewNodes)
 		}
-		p.Info.Complete = committed[i] == n && (!p.Info.Mirrored || mirrors[i] == n) && p.Info.IndexAcks == p.Info.IndexKeepers
+		p.Info.Complete = committed[i] == n && (!p.Info.Mirrored || mirrors[i] == n) && p.Info.IndexAcks >= p.Info.IndexKeepers
 	}
 	return nil
 }

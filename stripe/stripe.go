@@ -171,7 +171,8 @@ func (s *Store) LiveNodes() int {
 }
 
 // keepers returns the nodes that keep a stripe's index record: the highest
-// ranked among those not declared dead.
+// ranked among those not declared dead, factor times as many as there should
+// be.
 func (s *Store) keepers(blind erasure.BlindID, m int, mirrored bool, factor int) []placement.NodeID {
 	var ids []placement.NodeID
 	for _, member := range s.t.Members() {
@@ -180,6 +181,28 @@ func (s *Store) keepers(blind erasure.BlindID, m int, mirrored bool, factor int)
 		}
 	}
 	return placement.Keepers(blind, ids, factor*placement.KeeperCount(m, mirrored, len(ids)))
+}
+
+// writeKeepers returns whom to give an index record: the keepers, and for each
+// that does not answer now the next in rank that does, which stands in until
+// the pool has settled. count is how many of them are to acknowledge.
+func (s *Store) writeKeepers(blind erasure.BlindID, m int, mirrored bool) (ids []placement.NodeID, count int) {
+	alive := make(map[placement.NodeID]bool)
+	for _, n := range s.nodes() {
+		alive[n.ID] = n.Alive
+	}
+	count = len(s.keepers(blind, m, mirrored, 1))
+	answering := 0
+	for i, id := range s.keepers(blind, m, mirrored, 2) {
+		if i >= count && (answering >= count || !alive[id]) {
+			continue
+		}
+		ids = append(ids, id)
+		if alive[id] {
+			answering++
+		}
+	}
+	return ids, count
 }
 
 // authorize signs one operation on one shard at one node.
