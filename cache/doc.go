@@ -14,7 +14,7 @@
 //	err = s.ReadAt(ref, 0, data)
 //
 // Every record is a frame in a segment file: a header, the sealed data, the
-// sealed meta (docs/format-parts/journal.md). Records have consecutive
+// sealed meta (FORMAT.md, "Journal and clean cache"). Records have consecutive
 // sequence numbers and are replayed in that order.
 //
 // Goroutines: Open starts two, Close waits for both. The flusher makes appended

@@ -10,7 +10,7 @@ import (
 	"fmt"
 )
 
-// Layout of a segment file (docs/format-parts/journal.md, "Segment").
+// Layout of a segment file (FORMAT.md, "Segment").
 const (
 	pageBytes      = 4096
 	slotAt         = pageBytes // two tail slots of one page each

@@ -23,7 +23,7 @@ func sequence(from byte, n int) []byte {
 	return b
 }
 
-// golden builds the worked example of docs/format-parts/journal.md.
+// golden builds the worked example of FORMAT.md, "Journal and clean cache".
 func golden(t *testing.T) map[string][]byte {
 	device := [32]byte(sequence(0, 32))
 	header := segmentHeader{ID: 7, CreatedNs: 1_700_000_000_000_000_000, Key: [32]byte(sequence(0x80, 32))}

@@ -15,7 +15,7 @@ import (
 )
 
 // Fetched slices: still sealed with the volume's keys, so they are stored as
-// they are, in append-only files beside the segments (docs/format-parts/journal.md,
+// they are, in append-only files beside the segments (FORMAT.md,
 // "Slice file"). CRC32C finds accidents; the volume's seal finds the rest.
 const (
 	sliceMagic       = "DSlc"

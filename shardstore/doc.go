@@ -2,7 +2,7 @@
 // disk.
 //
 // Append-only pack files are the truth: every change is one self-describing
-// record with checksums (docs/format-parts/shardstore.md). A Pebble database
+// record with checksums (FORMAT.md, "Shard store"). A Pebble database
 // is only an index over them; it is caught up from the packs at open and
 // rebuilt from them when it is missing or damaged.
 //

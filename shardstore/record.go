@@ -8,7 +8,7 @@ import (
 	"hash/crc32"
 )
 
-// Sizes of the pack format (docs/format-parts/shardstore.md).
+// Sizes of the pack format (FORMAT.md, "Shard store").
 const (
 	packHeaderBytes   = 64
 	recordHeaderBytes = 64

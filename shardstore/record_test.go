@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// example is the worked example of docs/format-parts/shardstore.md: a pack
+// example is the worked example of FORMAT.md, "Shard store": a pack
 // with one shard.
 const example = `
 44454653 5041434b 01000000 00000000 a1a2a3a4 a5a6a7a8 01000000 00000000
