@@ -69,7 +69,7 @@ func (c Chain) extend(authority ed25519.PrivateKey, e ChainEntry) (Chain, error)
 	public := authority.Public().(ed25519.PublicKey)
 	e.Previous = c.tip(public)
 	if len(e.Device.Name) <= DeviceNameBytesMax { // else Verify refuses it below
-		e.Signature = [64]byte(domainDevice.Sign(authority, e.signed()))
+		e.Signature = [64]byte(domainDevice.sign(authority, e.signed()))
 	}
 	longer := append(slices.Clip(c), e)
 	if _, err := longer.Verify(public); err != nil {
@@ -110,7 +110,7 @@ func (c Chain) Verify(authority ed25519.PublicKey) ([]Device, error) {
 		if e.Previous != c[:i].tip(authority) {
 			return fail("does not continue the entry before it")
 		}
-		if err := domainDevice.Verify(authority, e.signed(), e.Signature[:]); err != nil {
+		if err := domainDevice.verify(authority, e.signed(), e.Signature[:]); err != nil {
 			return fail("not signed by the volume's authority")
 		}
 		slot := e.Device.Slot

@@ -111,7 +111,7 @@ func TestChainRefuses(t *testing.T) {
 		var out Chain
 		for _, e := range entries {
 			e.Previous = out.tip(public)
-			e.Signature = [64]byte(domainDevice.Sign(authority, e.signed()))
+			e.Signature = [64]byte(domainDevice.sign(authority, e.signed()))
 			out = append(out, e)
 		}
 		return out

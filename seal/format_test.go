@@ -21,8 +21,6 @@ const (
 	exampleAddress    = "7c29e7eb9054396f3567fa204231b22ab781f85f8a6f3fdfb733792df5038330"
 	exampleWrapped    = "018043e589c734248f53e93af3050ba238a293ef4d772f6517557d144a1507d0756361f37b083df5dbebc52bdacb7bb62ad554badf"
 	exampleSealedHead = "01fb98dfa1350ebc4721de3e1254d135ad3e02ae62efb165818574106a5563cb7f3a1b4fb3561c8377e097faac6859a0d356f850e11a9831de6e123da3f183b9e1946f6473bcaaa97383adef519818016da59718d0"
-	exampleHeadSig    = "2abf2481c370cd496585f46ea51c6eac017e812d37bd58e88294f2f0d3469379bf8fba4b43c23393bb5665d8b3ff383d638294fea51b662d22ebe179f1e3d205"
-	exampleHeadHash   = "885c7831983dc8210ff7f0c58daea4f78dc65749d6e82f687c631499c2f551af"
 	exampleIndex      = "69135688f714c68e04b6798a21bbad75b193ccefdf2bc68bca8187f2fb6e4655"
 	exampleBlind      = "1b1692ad72091365ff7e9ae2a10b563d8a3f54ba8c1730eb2f60b27293341556"
 	exampleLockKey    = "03a18d329832bb48ed243812ebfef0bedef1b40c75f02d034165fd688428749e41"
@@ -84,13 +82,6 @@ func TestFormatExampleKeys(t *testing.T) {
 	if err != nil || string(body) != "body" {
 		t.Errorf("opened head %q: %v", body, err)
 	}
-	head := Head{Key: key.Public(), Sequence: 5, Sealed: sealed}
-	if err := head.Verify(address[:], unhex(t, exampleHeadSig)); err != nil {
-		t.Error(err)
-	}
-	hash := head.Hash()
-	expect(t, "hash of the head", hash[:], exampleHeadHash)
-
 	chain, err := UnmarshalChain(unhex(t, exampleChain))
 	if err != nil {
 		t.Fatal(err)

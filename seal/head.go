@@ -10,7 +10,6 @@ import (
 
 const (
 	headKeyVersion = 1
-	headVersion    = 1
 
 	// HeadKeyBytes is the length of a marshalled HeadKey.
 	HeadKeyBytes = 1 + 32 + 32
@@ -82,52 +81,4 @@ func (h HeadKey) headInfo(seq uint64) string {
 	address := h.Address()
 	info := append([]byte("defs head body v1"), address[:]...)
 	return string(binary.BigEndian.AppendUint64(info, seq))
-}
-
-// Head holds the fields of a head that its signature covers. The caller moves
-// them from and to its wire message.
-type Head struct {
-	Key      ed25519.PublicKey // 32 bytes
-	Sequence uint64            // from 1, one more than the previous head's
-	Previous [32]byte          // Hash of the previous head; zero for the first
-	Sealed   []byte            // from SealHead
-}
-
-// canonical are the bytes that are signed and hashed. Sealed comes last and
-// everything before it has a fixed length, so nothing is ambiguous.
-func (h *Head) canonical() []byte {
-	address := HeadAddress(h.Key)
-	out := make([]byte, 0, 23+4+32+32+8+32+len(h.Sealed))
-	out = append(out, "defs head signature v1"...)
-	out = binary.BigEndian.AppendUint32(out, headVersion)
-	out = append(out, address[:]...)
-	out = append(out, h.Key...)
-	out = binary.BigEndian.AppendUint64(out, h.Sequence)
-	out = append(out, h.Previous[:]...)
-	return append(out, h.Sealed...)
-}
-
-// Hash names this head in the next one.
-func (h *Head) Hash() [32]byte { return blake3.Sum256(h.canonical()) }
-
-// SignHead returns the 64-byte signature of head, whose Key it sets.
-func (h HeadKey) SignHead(head *Head) []byte {
-	head.Key = h.Public()
-	return ed25519.Sign(h.Sign, head.canonical())
-}
-
-// Verify checks that head may be stored at address: the address is that of its
-// key, the signature is the key's, lengths are within bounds. It needs no
-// secret; nodes call it too.
-func (h *Head) Verify(address, signature []byte) error {
-	if len(h.Key) != ed25519.PublicKeySize || len(signature) != ed25519.SignatureSize || len(h.Sealed) > SealedHeadBytesMax {
-		return fmt.Errorf("seal: verify head %d: %w: key of %d, signature of %d, body of %d bytes", h.Sequence, ErrMalformed, len(h.Key), len(signature), len(h.Sealed))
-	}
-	if want := HeadAddress(h.Key); string(want[:]) != string(address) {
-		return fmt.Errorf("seal: verify head %d: %w: its key does not belong to address %x", h.Sequence, ErrNotAuthentic, address)
-	}
-	if !ed25519.Verify(h.Key, h.canonical(), signature) {
-		return fmt.Errorf("seal: verify head %d: %w: wrong signature", h.Sequence, ErrNotAuthentic)
-	}
-	return nil
 }

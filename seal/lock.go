@@ -62,7 +62,7 @@ func (k *StripeKeys) NewLock(kind LockKind) (Lock, error) {
 		return Lock{}, err
 	}
 	l := Lock{Version: FirstLockVersion, Script: script}
-	l.PrevSig = domainLock.Sign(k.Index, l.message(k.Blind))
+	l.PrevSig = domainLock.sign(k.Index, l.message(k.Blind))
 	return l, nil
 }
 
@@ -91,7 +91,7 @@ func (l Lock) VerifyFirst(index ed25519.PublicKey) error {
 	if l.Version != FirstLockVersion {
 		return fmt.Errorf("seal: verify first lock: %w: version is %d", ErrNotAuthentic, l.Version)
 	}
-	if err := domainLock.Verify(index, l.message(BlindOf(index)), l.PrevSig); err != nil {
+	if err := domainLock.verify(index, l.message(BlindOf(index)), l.PrevSig); err != nil {
 		return fmt.Errorf("seal: verify first lock: %w", err)
 	}
 	return nil

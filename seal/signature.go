@@ -5,29 +5,26 @@ import (
 	"fmt"
 )
 
-// Domain is put before the bytes that are signed, so that a signature given
+// domain is put before the bytes that are signed, so that a signature given
 // for one purpose is worth nothing for another. No domain is a prefix of
 // another one.
-type Domain string
+type domain string
 
-// The domains of the signatures by a stripe's index key.
+// The domains of the signatures that this package makes. Package wire has those
+// of what travels.
 const (
-	DomainManifest Domain = "defs manifest v1" // ‖ manifest with signature empty
-	DomainHolders  Domain = "defs holders v1"  // ‖ blind ‖ version ‖ holders
-	DomainCommit   Domain = "defs commit v1"   // ‖ blind
-	domainLock     Domain = "defs lock v1"     // ‖ blind ‖ version ‖ script
-	domainDevice   Domain = "defs device v1"   // ‖ entry of the device chain
+	domainLock   domain = "defs lock v1"   // ‖ blind ‖ version ‖ script
+	domainDevice domain = "defs device v1" // ‖ entry of the device chain
 )
 
-// Sign returns the 64-byte Ed25519 signature over domain ‖ message.
-func (d Domain) Sign(key ed25519.PrivateKey, message []byte) []byte {
+// sign returns the 64-byte Ed25519 signature over domain ‖ message.
+func (d domain) sign(key ed25519.PrivateKey, message []byte) []byte {
 	return ed25519.Sign(key, append([]byte(d), message...))
 }
 
-// Verify checks a signature made by Sign. The key must be one the caller
-// already trusts or has compared with a name it trusts (BlindOf,
-// HeadAddress), never just the one that came with the message.
-func (d Domain) Verify(key ed25519.PublicKey, message, signature []byte) error {
+// verify checks a signature made by sign. The key must be one the caller
+// already trusts or has compared with a name it trusts (BlindOf), never just the one that came with the message.
+func (d domain) verify(key ed25519.PublicKey, message, signature []byte) error {
 	if len(key) != ed25519.PublicKeySize || len(signature) != ed25519.SignatureSize {
 		return fmt.Errorf("seal: verify %q: %w: key of %d and signature of %d bytes", string(d), ErrMalformed, len(key), len(signature))
 	}

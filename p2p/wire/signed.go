@@ -8,15 +8,17 @@ import (
 
 	"github.com/zeebo/blake3"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/seal"
 )
 
 // Domain strings of what a stripe's index key signs. FORMAT.md, "Wire".
 const (
-	domainBlind    = "defs blind v1"
 	domainManifest = "defs manifest v1"
 	domainHolders  = "defs holders v1"
 	domainCommit   = "defs commit v1"
-	domainHead     = "defs head v1"
+	domainHead     = "defs head signature v1"
 )
 
 // Limits that every decoder of these messages enforces.
@@ -39,31 +41,10 @@ const (
 // ErrSignature is returned by every Verify whose signature or binding fails.
 var ErrSignature = errors.New("wire: signature does not verify")
 
-// Blind returns the stripe name that nodes see: BLAKE3("defs blind v1" ||
-// index key), so that a manifest certifies itself.
-func Blind(indexKey ed25519.PublicKey) [32]byte {
-	return hash(domainBlind, indexKey)
-}
-
-// HeadAddress returns the address of the heads signed by key.
-func HeadAddress(key ed25519.PublicKey) [32]byte {
-	return hash(domainHead, key)
-}
-
-func hash(domain string, parts ...[]byte) (sum [32]byte) {
-	h := blake3.New()
-	h.WriteString(domain)
-	for _, p := range parts {
-		h.Write(p)
-	}
-	h.Sum(sum[:0])
-	return sum
-}
-
 // Sign completes m with the index key: index_key, blind and signature.
 func (m *Manifest) Sign(key ed25519.PrivateKey) error {
 	public := key.Public().(ed25519.PublicKey)
-	blind := Blind(public)
+	blind := seal.BlindOf(public)
 	m.Version, m.IndexKey, m.Blind, m.Signature = 1, public, blind[:], nil
 	msg, err := m.signed()
 	if err != nil {
@@ -92,7 +73,7 @@ func (m *Manifest) Verify() error {
 			return errors.New("wire: manifest with a root of the wrong length")
 		}
 	}
-	if Blind(m.IndexKey) != [32]byte(m.Blind) {
+	if seal.BlindOf(m.IndexKey) != erasure.BlindID(m.Blind) {
 		return fmt.Errorf("manifest name: %w", ErrSignature)
 	}
 	msg, err := m.signed()
@@ -184,7 +165,7 @@ func appendString(b []byte, s string) []byte {
 
 // NewCommit makes the shards of the stripe behind key permanent.
 func NewCommit(key ed25519.PrivateKey) *Commit {
-	blind := Blind(key.Public().(ed25519.PublicKey))
+	blind := seal.BlindOf(key.Public().(ed25519.PublicKey))
 	return &Commit{Blind: blind[:], Signature: ed25519.Sign(key, append([]byte(domainCommit), blind[:]...))}
 }
 
@@ -199,7 +180,7 @@ func (c *Commit) Verify(indexKey ed25519.PublicKey) error {
 // Sign completes h with the head key: address, key and signature.
 func (h *Head) Sign(key ed25519.PrivateKey) {
 	public := key.Public().(ed25519.PublicKey)
-	address := HeadAddress(public)
+	address := seal.HeadAddress(public)
 	h.Version, h.Key, h.Address = 1, public, address[:]
 	h.Signature = ed25519.Sign(key, h.signed())
 }
@@ -215,7 +196,7 @@ func (h *Head) Verify() error {
 		return errors.New("wire: head with a previous hash of the wrong length")
 	case len(h.Sealed) > HeadBytesMax:
 		return fmt.Errorf("wire: head of %d sealed bytes, at most %d", len(h.Sealed), HeadBytesMax)
-	case HeadAddress(h.Key) != [32]byte(h.Address):
+	case seal.HeadAddress(h.Key) != [32]byte(h.Address):
 		return fmt.Errorf("head address: %w", ErrSignature)
 	case !ed25519.Verify(h.Key, h.signed(), h.Signature):
 		return fmt.Errorf("head: %w", ErrSignature)
