@@ -29,6 +29,8 @@ const (
 	diskFreeBytesMin = 1 << 30
 	openFilesMin     = 1024
 	reachTimeout     = 10 * time.Second
+
+	mountAnswerTimeout = 3 * time.Second
 )
 
 // exam is one thing that a doctor looks at.
@@ -101,10 +103,13 @@ func examMounts(fix bool) exam {
 	if err != nil {
 		return exam{"mounts", examFailed, err.Error()}
 	}
-	dead, fixed := 0, 0
+	var dead, silent, fixed int
 	for _, m := range mounts {
-		var st unix.Statfs_t
-		if err := unix.Statfs(m.point, &st); !errors.Is(err, unix.ENOTCONN) {
+		err := statfs(m.point)
+		if errors.Is(err, context.DeadlineExceeded) {
+			silent++
+		}
+		if !errors.Is(err, unix.ENOTCONN) {
 			continue
 		}
 		dead++
@@ -117,12 +122,30 @@ func examMounts(fix bool) exam {
 		}
 	}
 	switch {
-	case dead == 0:
-		return exam{"mounts", examFine, fmt.Sprintf("%d, none dead", len(mounts))}
-	case fixed == dead:
+	case dead > fixed:
+		return exam{"mounts", examFailed, fmt.Sprintf("%d of %d are dead: their process has ended; --fix detaches them", dead-fixed, len(mounts))}
+	case silent > 0:
+		return exam{"mounts", examFailed, fmt.Sprintf("%d of %d do not answer: their process is stopped or very busy", silent, len(mounts))}
+	case fixed > 0:
 		return exam{"mounts", examFixed, fmt.Sprintf("%d dead ones detached", fixed)}
 	}
-	return exam{"mounts", examFailed, fmt.Sprintf("%d of %d are dead: their process has ended; --fix detaches them", dead-fixed, len(mounts))}
+	return exam{"mounts", examFine, fmt.Sprintf("%d, none dead", len(mounts))}
+}
+
+// statfs asks a mount for its figures. One whose process is stopped never
+// answers, and the goroutine that asked ends with this process.
+func statfs(path string) error {
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Statfs_t
+		answer <- unix.Statfs(path, &st)
+	}()
+	select {
+	case err := <-answer:
+		return err
+	case <-time.After(mountAnswerTimeout):
+		return context.DeadlineExceeded
+	}
 }
 
 // examClock asks the kernel whether something keeps the clock right
