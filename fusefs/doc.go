@@ -21,6 +21,8 @@
 //
 // The process that serves a mount must not use it through memory maps, nor start a child with its working directory
 // in it: a page fault, or a child before exec, can wait for the server while it keeps the Go runtime from running it.
+// It had better not use it at all: killed while it waits for its own answer, it never ends, and keeps the volume
+// locked until the connection is aborted in /sys/fs/fuse/connections.
 //
 // # Ownership
 //

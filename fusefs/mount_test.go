@@ -133,6 +133,7 @@ func mountServer(t testing.TB, change ...func(*Options)) (string, *Server) {
 	if err != nil {
 		t.Fatal(errors.Join(err, vol.Close(ctx)))
 	}
+	must(t, server.raw.WaitMount()) // these tests open files of the mount in the process that serves it
 	t.Cleanup(func() {
 		if err := server.Unmount(); err != nil {
 			t.Error(err)
@@ -326,29 +327,29 @@ func TestMountAsUser(t *testing.T) {
 	serve(t, dir+"/local", mnt, someone).stop(t)
 }
 
-func TestMountTypes(t *testing.T) {
+func TestParseMounts(t *testing.T) {
 	const table = `22 27 0:21 / /proc rw,relatime shared:5 - proc proc rw
 42 27 0:39 / /a\040b rw - ext4 /dev/vda rw
 43 42 0:40 / /a\040b rw,nosuid - fuse.defs defs rw,user_id=0
 `
-	got, err := mountTypes(strings.NewReader(table), "/a b")
+	got, err := parseMounts(strings.NewReader(table), "/a b")
 	must(t, err)
-	if len(got) != 2 || got[1] != fsType {
-		t.Fatalf("got %q", got)
+	if len(got) != 2 || got[1] != (mounted{"0:40", fsType}) {
+		t.Fatalf("got %v", got)
 	}
-	if got, err := mountTypes(strings.NewReader(table), "/a"); err != nil || got != nil {
-		t.Fatalf("got %q, %v", got, err)
+	if got, err := parseMounts(strings.NewReader(table), "/a"); err != nil || got != nil {
+		t.Fatalf("got %v, %v", got, err)
 	}
-	if _, err := mountTypes(strings.NewReader("nonsense\n"), "/a"); err == nil {
+	if _, err := parseMounts(strings.NewReader("nonsense\n"), "/a"); err == nil {
 		t.Fatal("nonsense was accepted")
 	}
 }
 
-func FuzzMountTypes(f *testing.F) {
+func FuzzParseMounts(f *testing.F) {
 	f.Add("43 42 0:40 / /a\\040b rw,nosuid - fuse.defs defs rw\n", "/a b")
 	f.Add("1 - ", "")
 	f.Fuzz(func(t *testing.T, table, path string) {
-		mountTypes(strings.NewReader(table), path)
+		parseMounts(strings.NewReader(table), path)
 		if got := unescapeMountPath(path); len(got) > len(path) {
 			t.Fatalf("unescaping made %q longer", path)
 		}

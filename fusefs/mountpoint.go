@@ -63,21 +63,47 @@ func resolveMountpoint(mountpoint string) (string, error) {
 
 // topMountIsOurs looks the path up in the mount table, without touching the mount itself.
 func topMountIsOurs(path string) (bool, error) {
-	table, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
+	mounts, err := mountsAt(path)
+	if err != nil || len(mounts) == 0 {
 		return false, err
 	}
-	defer table.Close()
-	types, err := mountTypes(table, path)
-	if err != nil || len(types) == 0 {
-		return false, err
-	}
-	return types[len(types)-1] == fsType, nil
+	return mounts[len(mounts)-1].fsType == fsType, nil
 }
 
-// mountTypes reads a mount table (proc_pid_mountinfo(5)) and returns the types of the mounts at path, lowest first.
-func mountTypes(table io.Reader, path string) ([]string, error) {
-	var types []string
+// deviceOf returns the device, MAJOR:MINOR, of the topmost mount at path, without touching the mount itself.
+func deviceOf(path string) (string, error) {
+	path, err := resolveMountpoint(path)
+	if err != nil {
+		return "", err
+	}
+	mounts, err := mountsAt(path)
+	if err == nil && len(mounts) == 0 {
+		err = errors.New("nothing is mounted there")
+	}
+	if err != nil {
+		return "", err
+	}
+	return mounts[len(mounts)-1].device, nil
+}
+
+// mounted is a line of the mount table.
+type mounted struct {
+	device string // MAJOR:MINOR
+	fsType string
+}
+
+func mountsAt(path string) ([]mounted, error) {
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer table.Close()
+	return parseMounts(table, path)
+}
+
+// parseMounts reads a mount table (proc_pid_mountinfo(5)) and returns the mounts at path, lowest first.
+func parseMounts(table io.Reader, path string) ([]mounted, error) {
+	var mounts []mounted
 	lines := bufio.NewScanner(table)
 	for lines.Scan() {
 		before, after, found := strings.Cut(lines.Text(), " - ")
@@ -87,10 +113,10 @@ func mountTypes(table io.Reader, path string) ([]string, error) {
 			return nil, errors.New("mount table: a line is not as expected")
 		}
 		if unescapeMountPath(fields[4]) == path {
-			types = append(types, tail[0])
+			mounts = append(mounts, mounted{fields[2], tail[0]})
 		}
 	}
-	return types, lines.Err()
+	return mounts, lines.Err()
 }
 
 // unescapeMountPath decodes the \ooo of the mount table (space, tab, newline and backslash).

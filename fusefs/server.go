@@ -39,7 +39,7 @@ type Server struct {
 }
 
 // Mount shows o.Volume at o.Mountpoint and returns when the mount answers. It cleans a stale mount of an earlier
-// process first. ctx bounds the wait only.
+// process first. Nothing is mounted when ctx has ended already.
 func Mount(ctx context.Context, o Options) (*Server, error) {
 	if o.Volume == nil {
 		return nil, errors.New("mount: no volume given")
@@ -67,6 +67,9 @@ func MountRaw(ctx context.Context, raw fuse.RawFileSystem, o Options) (*Server, 
 		return nil, fmt.Errorf("mount: %s is not a directory", o.Mountpoint)
 	}
 
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
 	connection, err := fuse.NewServer(raw, o.Mountpoint, mountOptions(o))
 	if err != nil {
 		return nil, fmt.Errorf("mount at %s: %w", o.Mountpoint, err)
@@ -77,16 +80,7 @@ func MountRaw(ctx context.Context, raw fuse.RawFileSystem, o Options) (*Server, 
 		connection.Serve()
 	}()
 
-	ready := make(chan error, 1)
-	go func() { ready <- s.becomeReady(o.ReadAheadKiB) }()
-	select {
-	case err = <-ready:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("mount at %s: not ready: %w", o.Mountpoint, err), s.Unmount())
-	}
+	s.raiseReadAhead(o.ReadAheadKiB)
 	return s, nil
 }
 
@@ -140,21 +134,18 @@ func mountOptions(o Options) *fuse.MountOptions {
 	}
 }
 
-// becomeReady waits until the mount answers and raises the kernel's read-ahead, which starts at 128 KiB.
-func (s *Server) becomeReady(readAheadKiB int) error {
-	if err := s.raw.WaitMount(); err != nil {
-		return err
+// raiseReadAhead raises the kernel's read-ahead, which starts at 128 KiB. It asks the mount table for the device,
+// not the mount: a process that is killed while it waits for an answer of its own mount never ends, because the
+// connection that it would have to answer stays open until it has ended.
+func (s *Server) raiseReadAhead(kib int) {
+	device, err := deviceOf(s.mountpoint)
+	if err == nil {
+		file := filepath.Join("/sys/class/bdi", device, "read_ahead_kb")
+		err = os.WriteFile(file, []byte(strconv.Itoa(kib)), 0)
 	}
-	var st syscall.Stat_t
-	if err := syscall.Stat(s.mountpoint, &st); err != nil {
-		return err
-	}
-	device := fmt.Sprintf("%d:%d", st.Dev>>8&0xfff, st.Dev&0xff|st.Dev>>12&0xfff00)
-	file := filepath.Join("/sys/class/bdi", device, "read_ahead_kb")
-	if err := os.WriteFile(file, []byte(strconv.Itoa(readAheadKiB)), 0); err != nil {
+	if err != nil {
 		s.logger.Debug("read-ahead stays at the kernel's default: only root can raise it", "err", err)
 	}
-	return nil
 }
 
 // Unmount detaches the filesystem and returns when the last request has been answered. It fails, and the mount

@@ -255,7 +255,7 @@ func TestCommands(t *testing.T) {
 		t.Errorf("wrong flag: code %d", code)
 	}
 	wrong := filepath.Join(c.dir, "wrong")
-	c.write(wrong, strings.Repeat("zebra ", 24))
+	c.write(wrong, strings.Repeat("abandon ", 24))
 	_, addrs := c.addrs()
 	if code := exitCode("recover", "--data", filepath.Join(c.dir, "other"), "--words-file", wrong, "--peer", "@"+addrs); code != 12 {
 		t.Errorf("wrong words: code %d", code)
