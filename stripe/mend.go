@@ -36,6 +36,19 @@ func (s *Store) Health(info *metastore.StripeInfo) (h Health) {
 	return h
 }
 
+// Manifest signs the manifest of a stripe that was placed before.
+func (s *Store) Manifest(id erasure.StripeID, info *metastore.StripeInfo) (*wire.Manifest, error) {
+	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
+	if err != nil {
+		return nil, err
+	}
+	m := &wire.Manifest{K: uint32(info.K), M: uint32(info.M), ShardBytes: info.ShardBytes}
+	for i := range info.Roots {
+		m.Roots = append(m.Roots, info.Roots[i][:])
+	}
+	return m, m.Sign(keys.Index)
+}
+
 // Mend completes a stripe: it rebuilds the shards that have no live holder
 // from any k, bit for bit, places them and what mirrors are missing on spare
 // nodes, and publishes the index record again. It returns the new info;
@@ -45,10 +58,6 @@ func (s *Store) Mend(ctx context.Context, id erasure.StripeID, old metastore.Str
 	defer cancel()
 	info := old
 	info.Holders = append([]metastore.Holder(nil), old.Holders...)
-	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
-	if err != nil {
-		return old, err
-	}
 	state := make(map[string]bool) // of members: not dead
 	for _, m := range s.t.Members() {
 		state[string(m.ID)] = m.State != p2p.Dead
@@ -69,11 +78,8 @@ func (s *Store) Mend(ctx context.Context, id erasure.StripeID, old metastore.Str
 		broken = broken || h.Primary == "" || (info.Mirrored && h.Mirror == "")
 		used = append(used, placement.Pair{Primary: placement.NodeID(h.Primary), Mirror: placement.NodeID(h.Mirror)})
 	}
-	manifest := &wire.Manifest{K: uint32(info.K), M: uint32(info.M), ShardBytes: info.ShardBytes}
-	for i := range info.Roots {
-		manifest.Roots = append(manifest.Roots, info.Roots[i][:])
-	}
-	if err := manifest.Sign(keys.Index); err != nil {
+	manifest, err := s.Manifest(id, &info)
+	if err != nil {
 		return old, err
 	}
 	if broken {

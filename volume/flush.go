@@ -35,8 +35,11 @@ type chunk struct {
 	off    uint64
 	pieces []metastore.Extent // the cut's extents inside the chunk, trimmed to it
 	hash   [32]byte
-	remote metastore.Remote // Off 0; set when sealed or found again
+	remote metastore.Remote // set when sealed or found again; Off is that of off
 }
+
+// end is the offset in the file after the chunk's last byte.
+func (c *chunk) end() uint64 { return c.pieces[len(c.pieces)-1].End() }
 
 // flusher places the unplaced content of one cut. Its methods are called from
 // one goroutine; stripes are sealed and placed by others, at most
@@ -57,7 +60,6 @@ type flusher struct {
 	groupCtx context.Context
 	mu       sync.Mutex
 	placed   []stripe.Placed // guarded by mu
-	commitMu sync.Mutex      // one placement commit at a time
 }
 
 func (p *publisher) newFlusher(ctx context.Context, cut *metastore.Snapshot, cutSeq uint64, log *logWriter) (*flusher, error) {
@@ -282,6 +284,9 @@ func (f *flusher) sealStripe() error {
 			return err
 		}
 		info.CreatedSeq = f.cutSeq
+		f.p.mu.Lock()
+		f.p.unpublished[sealed.ID] = struct{}{}
+		f.p.mu.Unlock()
 		if err := f.commit(&placedStripe{sealed.ID, info, sealed.Salt}, chunks); err != nil {
 			return err
 		}
@@ -311,8 +316,6 @@ func (f *flusher) commitAgain() error {
 // commit re-points the live extents that still hold the chunks' bytes, and
 // writes the cut's extents into the log.
 func (f *flusher) commit(st *placedStripe, chunks []*chunk) error {
-	f.commitMu.Lock()
-	defer f.commitMu.Unlock()
 	if st != nil {
 		if err := f.log.stripe(st.id, st.info); err != nil {
 			return err
@@ -325,6 +328,7 @@ func (f *flusher) commit(st *placedStripe, chunks []*chunk) error {
 			}
 		}
 	}
+	chunks = splitChunks(chunks)
 	sort.SliceStable(chunks, func(i, j int) bool {
 		a, b := chunks[i], chunks[j]
 		return a.ino < b.ino || (a.ino == b.ino && a.off < b.off)
@@ -351,10 +355,26 @@ func (f *flusher) commit(st *placedStripe, chunks []*chunk) error {
 	return nil
 }
 
+// splitChunks cuts chunks of many small pieces, so that each part fits a commit.
+func splitChunks(chunks []*chunk) []*chunk {
+	out := make([]*chunk, 0, len(chunks))
+	for _, c := range chunks {
+		for pieces := c.pieces; len(pieces) > 0; {
+			n := min(len(pieces), piecesPerCommit)
+			part := *c
+			part.off, part.pieces = pieces[0].Off, pieces[:n]
+			part.remote.Off += uint32(part.off - c.off)
+			pieces = pieces[n:]
+			out = append(out, &part)
+		}
+	}
+	return out
+}
+
 // point gives a piece of a chunk its remote place.
 func point(e metastore.Extent, c *chunk) metastore.Extent {
 	e.HasRemote, e.Remote = true, c.remote
-	e.Remote.Off = uint32(e.Off - c.off)
+	e.Remote.Off += uint32(e.Off - c.off)
 	return e
 }
 
@@ -364,7 +384,8 @@ func point(e metastore.Extent, c *chunk) metastore.Extent {
 func (f *flusher) repoint(t *tx, chunks []*chunk, fresh bool) error {
 	for len(chunks) > 0 {
 		n := 1
-		for n < len(chunks) && chunks[n].ino == chunks[0].ino {
+		// Chunks so far apart that no extent reaches both are looked up apart.
+		for n < len(chunks) && chunks[n].ino == chunks[0].ino && chunks[n].off < chunks[n-1].end()+writeMaxBytes {
 			n++
 		}
 		if err := f.repointFile(t, chunks[:n]); err != nil {
@@ -372,7 +393,9 @@ func (f *flusher) repoint(t *tx, chunks []*chunk, fresh bool) error {
 		}
 		if fresh {
 			for _, c := range chunks[:n] {
-				t.PutDedup(c.hash, c.remote)
+				if c.remote.Off == 0 {
+					t.PutDedup(c.hash, c.remote)
+				}
 			}
 		}
 		chunks = chunks[n:]
@@ -382,8 +405,7 @@ func (f *flusher) repoint(t *tx, chunks []*chunk, fresh bool) error {
 
 func (f *flusher) repointFile(t *tx, chunks []*chunk) error {
 	ino := chunks[0].ino
-	last := chunks[len(chunks)-1]
-	from, to := chunks[0].off, last.pieces[len(last.pieces)-1].End()
+	from, to := chunks[0].off, chunks[len(chunks)-1].end()
 	starts := make(map[uint64]bool) // live extents of the cut, by where they or their parts start
 	var live []metastore.Extent
 	if err := t.v.db.Extents(ino, from, to, func(e metastore.Extent) bool {
@@ -399,15 +421,11 @@ func (f *flusher) repointFile(t *tx, chunks []*chunk) error {
 		t.DeleteExtent(ino, e)
 		for at := e.Off; at < e.End(); {
 			// The chunk that covers at, else the next one after it.
-			i := sort.Search(len(chunks), func(i int) bool {
-				ps := chunks[i].pieces
-				return ps[len(ps)-1].End() > at
-			})
+			i := sort.Search(len(chunks), func(i int) bool { return chunks[i].end() > at })
 			to := e.End()
 			var piece metastore.Extent
 			if i < len(chunks) && chunks[i].off <= at {
-				ps := chunks[i].pieces
-				to = min(to, ps[len(ps)-1].End())
+				to = min(to, chunks[i].end())
 				piece = point(slice(e, at, to), chunks[i])
 			} else {
 				if i < len(chunks) {

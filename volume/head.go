@@ -3,12 +3,14 @@ package volume
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/placement"
@@ -33,7 +35,7 @@ const (
 func (p *publisher) headBody(old *headpb.Body, cut, generationNext uint64, refs []*headpb.Stripe, checkpoint bool) (*headpb.Body, error) {
 	body := &headpb.Body{
 		Version: 1, Volume: p.dev.Volume, Name: p.dev.Name, Slot: uint32(p.dev.Slot), Cut: cut,
-		Time: p.v.clock().UnixNano(), Policy: p.dev.Policy, Chain: p.dev.Chain, Pool: p.dev.Pool,
+		Time: max(p.v.clock().UnixNano(), old.GetTime()+1), Policy: p.dev.Policy, Chain: p.dev.Chain, Pool: p.dev.Pool,
 		GenerationNext: generationNext,
 	}
 	if checkpoint {
@@ -63,29 +65,75 @@ func (p *publisher) headBody(old *headpb.Body, cut, generationNext uint64, refs 
 	return body, nil
 }
 
+// metaSequence is the highest sequence that a head of this device was, or was
+// about to be, sent with.
+const metaSequence = "head-sequence"
+
+// sequenceUsed reads metaSequence; least is what is known otherwise.
+func (v *Volume) sequenceUsed(least uint64) (uint64, error) {
+	b, err := v.db.Meta(metaSequence)
+	if errors.Is(err, metastore.ErrNotFound) {
+		return least, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if len(b) != 8 {
+		return 0, fmt.Errorf("head sequence of %d bytes", len(b))
+	}
+	return max(least, be.Uint64(b)), nil
+}
+
+// reserve returns a sequence that no head was ever sent with: of two heads with
+// the same one, some nodes would keep the first and some the second. It waits
+// until that, and so all that the head covers, survives a power cut.
+func (p *publisher) reserve(ctx context.Context) (uint64, error) {
+	sequence := p.sequenceUsed + 1
+	seq, err := p.commit(func(t *tx) error {
+		t.PutMeta(metaSequence, be.AppendUint64(nil, sequence))
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	p.sequenceUsed = sequence
+	return sequence, p.v.syncThrough(ctx, seq)
+}
+
+// behindError says that nodes keep a head of this device that the device does
+// not know: its local state is a restored, older one.
+type behindError struct{ stored uint64 }
+
+func (e *behindError) Error() string {
+	return fmt.Sprintf("nodes keep head %d of this device, which is newer than its local state; a log of its own is started", e.stored)
+}
+
 // putHead signs, seals and stores a head; a majority of its nodes must
-// acknowledge it. It returns the head's hash.
-func (p *publisher) putHead(ctx context.Context, sequence uint64, previous []byte, body *headpb.Body) (hash []byte, acks, nodes int, err error) {
+// acknowledge it.
+func (p *publisher) putHead(ctx context.Context, sequence uint64, previous []byte, body *headpb.Body) (head *wire.Head, acks, nodes int, err error) {
 	plain, err := proto.Marshal(body)
 	if err != nil {
 		return nil, 0, 0, err
 	}
-	head, err := signHead(p.dev.HeadKey, sequence, previous, plain)
-	if err != nil {
+	if head, err = signHead(p.dev.HeadKey, sequence, previous, plain); err != nil {
 		return nil, 0, 0, err
 	}
 	if err := p.putDevices(ctx, uint32(p.dev.Slot)); err != nil {
 		return nil, 0, 0, fmt.Errorf("list of devices: %w", err)
 	}
-	acks, nodes, err = p.spread(ctx, head)
+	acks, nodes, newer, err := p.spread(ctx, head)
+	if newer > 0 {
+		// A log that an older state goes on with may be gone by now.
+		p.sequenceUsed, p.newLog = max(p.sequenceUsed, newer), true
+		return nil, 0, 0, &behindError{newer}
+	}
 	if err != nil {
 		return nil, 0, 0, err
 	}
 	if err := p.t.AnnounceHead(ctx, &wire.HeadNotice{Address: head.Address, Sequence: sequence}); err != nil {
 		p.log.Debug("head not announced", "err", err)
 	}
-	sum := head.Hash()
-	return sum[:], acks, nodes, nil
+	return head, acks, nodes, nil
 }
 
 func signHead(key []byte, sequence uint64, previous, plain []byte) (*wire.Head, error) {
@@ -103,7 +151,7 @@ func signHead(key []byte, sequence uint64, previous, plain []byte) (*wire.Head, 
 }
 
 // putDevices publishes the list of slots, which only grows: its sequence is
-// the highest slot.
+// the highest slot, so that nodes which refuse it have this one or a longer one.
 func (p *publisher) putDevices(ctx context.Context, slot uint32) error {
 	p.mu.Lock()
 	known := p.head != nil
@@ -123,7 +171,10 @@ func (p *publisher) putDevices(ctx context.Context, slot uint32) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = p.spread(ctx, head)
+	_, _, newer, err := p.spread(ctx, head)
+	if newer > 0 {
+		return nil
+	}
 	return err
 }
 
@@ -141,8 +192,10 @@ func headNodesOf(t p2p.Transport, address [32]byte) []placement.NodeID {
 	return placement.Keepers(address, ids, headCopies)
 }
 
-// spread stores a head at its nodes and fails without a majority.
-func (p *publisher) spread(ctx context.Context, head *wire.Head) (acks, nodes int, err error) {
+// spread stores a head at its nodes and fails without a majority. newer is the
+// highest sequence of the heads, of this sequence or a higher one, for which
+// nodes refused it; 0 without such.
+func (p *publisher) spread(ctx context.Context, head *wire.Head) (acks, nodes int, newer uint64, err error) {
 	ids := headNodesOf(p.t, [32]byte(head.Address))
 	var mu sync.Mutex
 	var g errgroup.Group
@@ -152,44 +205,72 @@ func (p *publisher) spread(ctx context.Context, head *wire.Head) (acks, nodes in
 			ctx, cancel := context.WithTimeout(ctx, headTimeout)
 			defer cancel()
 			_, _, err := p.t.Call(ctx, id, &wire.Request{Op: &wire.Request_PutHead{PutHead: &wire.PutHead{Head: head}}}, nil)
+			var stored uint64
 			if err != nil {
 				p.log.Debug("a node did not take the head", "peer", id, "err", err)
-				return nil
+				if p2p.StatusOf(err) != wire.Status_STATUS_DENIED {
+					return nil
+				}
+				// The node's word does not count, the head that it keeps does.
+				h := fetchHeads(ctx, p.t, []placement.NodeID{id}, [][32]byte{[32]byte(head.Address)})[[32]byte(head.Address)]
+				if stored = h.GetSequence(); stored < head.Sequence {
+					return nil
+				}
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			acks++
+			if err == nil {
+				acks++
+			}
+			newer = max(newer, stored)
 			return nil
 		})
 	}
 	g.Wait()
 	if len(ids) == 0 || acks < len(ids)/2+1 {
-		return acks, len(ids), fmt.Errorf("%d of %d nodes acknowledged the head, a majority is needed", acks, len(ids))
+		return acks, len(ids), newer, fmt.Errorf("%d of %d nodes acknowledged the head, a majority is needed", acks, len(ids))
 	}
-	return acks, len(ids), nil
+	return acks, len(ids), newer, nil
 }
 
-// repeatHead stores the last head again, for nodes that missed it.
+// repeatHead stores the last head again, for nodes that missed it. After a
+// start it is fetched first, since sealing it anew would make another head.
 func (p *publisher) repeatHead(ctx context.Context) error {
 	p.mu.Lock()
-	body, sequence := p.head, p.sequence
+	sequence, hash := p.sequence, [32]byte(p.headHash)
 	p.mu.Unlock()
-	// A head is signed and sealed anew; the same sequence and body say the
-	// same, and nodes that have it keep theirs.
-	plain, err := proto.Marshal(body)
-	if err != nil {
-		return err
+	if p.signed == nil {
+		key, err := seal.UnmarshalHeadKey(p.dev.HeadKey)
+		if err != nil {
+			return err
+		}
+		address := key.Address()
+		head := fetchHeads(ctx, p.t, headNodesOf(p.t, address), [][32]byte{address})[address]
+		switch {
+		case head == nil:
+			return errors.New("no node that answers keeps the head")
+		case head.Sequence > sequence:
+			// Either this device was stopped before it could note that head,
+			// or its local state is an older one.
+			p.sequenceUsed, p.newLog = max(p.sequenceUsed, head.Sequence), true
+			p.v.lastChange.Store(p.v.lastSeq.Load())
+			return &behindError{head.Sequence}
+		case head.Sequence < sequence || head.Hash() != hash:
+			// Nobody has it any more: a new one is published.
+			p.v.lastChange.Store(p.v.lastSeq.Load())
+			return errors.New("no node that answers keeps the head; another one is published")
+		}
+		p.signed = head
 	}
-	head, err := signHead(p.dev.HeadKey, sequence, nil, plain)
-	if err != nil {
-		return err
+	acks, nodes, newer, err := p.spread(ctx, p.signed)
+	if newer > sequence {
+		p.sequenceUsed, p.newLog = max(p.sequenceUsed, newer), true
+		p.v.lastChange.Store(p.v.lastSeq.Load())
+		return &behindError{newer}
 	}
-	acks, nodes, err := p.spread(ctx, head)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.sequence == sequence {
-		p.headAcks, p.headNodes = acks, nodes
-		p.progress()
-	}
+	p.headAcks, p.headNodes = acks, nodes
+	p.progress()
 	return err
 }

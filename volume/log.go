@@ -5,11 +5,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/defs-fs/defs/chunker"
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/placement"
 	"github.com/defs-fs/defs/stripe"
 	"github.com/defs-fs/defs/volume/headpb"
 )
@@ -31,18 +35,35 @@ const (
 
 // logWriter collects a cut's entries and places them as they fill stripes.
 type logWriter struct {
-	p   *publisher
-	ctx context.Context
+	p     *publisher
+	ctx   context.Context
+	group errgroup.Group // places stripes; its limit bounds the memory of a log
 
 	mu      sync.Mutex
 	buf     []byte          // guarded by mu: the open slice
 	builder *stripe.Builder // guarded by mu
-	out     []*headpb.Stripe
-	placed  []stripe.Placed // guarded by mu
-	entries int
+	out     []*logStripe    // guarded by mu: in order
+	entries int             // guarded by mu
 }
 
-func (p *publisher) newLogWriter(ctx context.Context) *logWriter { return &logWriter{p: p, ctx: ctx} }
+// logStripe is one stripe of the log. Its fields are set when it is placed.
+type logStripe struct {
+	builder *stripe.Builder
+	ref     *headpb.Stripe
+	placed  stripe.Placed
+}
+
+// logStripesInFlight bounds the log stripes being placed.
+const logStripesInFlight = 2
+
+func (p *publisher) newLogWriter(ctx context.Context) *logWriter {
+	w := &logWriter{p: p, ctx: ctx}
+	w.group.SetLimit(logStripesInFlight)
+	return w
+}
+
+// wait returns when nothing is being placed any more.
+func (w *logWriter) wait() { w.group.Wait() }
 
 // put appends "key has value at the cut".
 func (w *logWriter) put(key, value []byte) error { return w.add(logPut, key, value) }
@@ -54,7 +75,13 @@ func (w *logWriter) extent(ino Ino, e metastore.Extent) error {
 	return w.put(metastore.PublicExtent(ino, e))
 }
 
+// stripe appends what is known of a stripe. No head names one before a majority
+// of its keepers has the index record, and the log says so.
 func (w *logWriter) stripe(id erasure.StripeID, info metastore.StripeInfo) error {
+	if info.IndexAcks == 0 {
+		info.IndexKeepers = placement.KeeperCount(info.M, info.Mirrored, math.MaxInt)
+		info.IndexAcks = info.IndexKeepers/2 + 1
+	}
 	value, err := info.MarshalBinary()
 	if err != nil {
 		return err
@@ -62,7 +89,15 @@ func (w *logWriter) stripe(id erasure.StripeID, info metastore.StripeInfo) error
 	return w.put(append([]byte{'s'}, id[:]...), value)
 }
 
+// add appends an entry. It waits for the network, holding no lock, when as many
+// stripes are full as may be placed at a time.
 func (w *logWriter) add(kind byte, key, value []byte) error {
+	full, err := w.append(kind, key, value)
+	w.place(full)
+	return err
+}
+
+func (w *logWriter) append(kind byte, key, value []byte) (full []*logStripe, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.buf) == 0 {
@@ -79,13 +114,14 @@ func (w *logWriter) add(kind byte, key, value []byte) error {
 	if len(w.buf) >= logSliceBytes {
 		return w.endSlice()
 	}
-	return nil
+	return nil, nil
 }
 
-// endSlice packs the open slice into the open stripe. Called with mu held.
-func (w *logWriter) endSlice() error {
+// endSlice packs the open slice into the open stripe and returns the stripe
+// that it has filled, if any. Called with mu held.
+func (w *logWriter) endSlice() (full []*logStripe, err error) {
 	if len(w.buf) == 0 {
-		return nil
+		return nil, nil
 	}
 	plain := w.buf
 	w.buf = nil
@@ -97,59 +133,73 @@ func (w *logWriter) endSlice() error {
 		if w.builder == nil {
 			b, err := w.p.stripes.NewBuilder(w.p.policy, metastore.PurposeLog)
 			if err != nil {
-				return err
+				return full, err
 			}
 			w.builder = b
 		}
 		if _, ok := w.builder.Add(stored, len(plain), compressed); ok {
-			return nil
+			return full, nil
 		}
 		if w.builder.Len() == 0 {
-			return fmt.Errorf("a log slice of %d bytes does not fit a stripe of %d", len(stored), w.builder.SliceBytesMax())
+			return full, fmt.Errorf("a log slice of %d bytes does not fit a stripe of %d", len(stored), w.builder.SliceBytesMax())
 		}
-		if err := w.endStripe(); err != nil {
-			return err
-		}
+		full = append(full, w.endStripe()...)
 	}
 }
 
-// endStripe seals and places the open stripe. Called with mu held: whoever
-// adds to the log waits until its stripe is out, which bounds its memory.
-func (w *logWriter) endStripe() error {
+// endStripe closes the open stripe: it takes its place in the log's order.
+// Called with mu held.
+func (w *logWriter) endStripe() []*logStripe {
 	b := w.builder
 	w.builder = nil
 	if b == nil || b.Len() == 0 {
 		return nil
 	}
-	sealed, err := w.p.stripes.Seal(b)
+	s := &logStripe{builder: b}
+	w.out = append(w.out, s)
+	return []*logStripe{s}
+}
+
+// place seals and places stripes in the background.
+func (w *logWriter) place(full []*logStripe) {
+	for _, s := range full {
+		w.group.Go(func() error { return w.placeNow(s) })
+	}
+}
+
+func (w *logWriter) placeNow(s *logStripe) error {
+	sealed, err := w.p.stripes.Seal(s.builder)
 	if err != nil {
 		return err
 	}
+	s.builder = nil
 	info, err := w.p.stripes.Place(w.ctx, sealed)
 	if err != nil {
 		return err
 	}
-	ref := &headpb.Stripe{Id: sealed.ID[:]}
+	s.ref = &headpb.Stripe{Id: sealed.ID[:]}
 	for _, r := range sealed.Slices {
-		ref.Slices = append(ref.Slices, &headpb.Slice{Offset: r.StripeOff, StoredBytes: r.StoredLen, PlainBytes: r.SliceLen, Compressed: r.Compressed})
+		s.ref.Slices = append(s.ref.Slices, &headpb.Slice{Offset: r.StripeOff, StoredBytes: r.StoredLen, PlainBytes: r.SliceLen, Compressed: r.Compressed})
 	}
-	w.out = append(w.out, ref)
-	w.placed = append(w.placed, stripe.Placed{ID: sealed.ID, Info: &info, Manifest: sealed.Manifest})
+	s.placed = stripe.Placed{ID: sealed.ID, Info: &info, Manifest: sealed.Manifest}
 	return nil
 }
 
-// finish places what is left and returns the log's stripes, without infos:
-// those are final once the stripes are published.
+// finish places what is left and returns the log's stripes in order, without
+// infos: those are final once the stripes are published.
 func (w *logWriter) finish() (refs []*headpb.Stripe, placed []stripe.Placed, err error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := w.endSlice(); err != nil {
+	full, err := w.endSlice()
+	full = append(full, w.endStripe()...)
+	w.mu.Unlock()
+	w.place(full)
+	if err = errors.Join(err, w.group.Wait()); err != nil {
 		return nil, nil, err
 	}
-	if err := w.endStripe(); err != nil {
-		return nil, nil, err
+	for _, s := range w.out {
+		refs, placed = append(refs, s.ref), append(placed, s.placed)
 	}
-	return w.out, w.placed, nil
+	return refs, placed, nil
 }
 
 // logEntry is one decoded entry; value is nil when the key is gone.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
+	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/stripe"
 	"github.com/defs-fs/defs/volume/headpb"
 )
@@ -33,6 +36,8 @@ const (
 	checkpointAfter = 64
 	// metaHead is where the last published head's body is kept.
 	metaHead = "head"
+	// stripesPerCommit bounds the stripe infos in one journal record.
+	stripesPerCommit = 128
 )
 
 // publisher turns the journal into what the pool holds: it takes cuts, places
@@ -55,17 +60,28 @@ type publisher struct {
 	yielded int             // bytes since the last yield; of the flush goroutine
 	dead    map[string]bool // nodes whose death has been dealt with; of the publisher's goroutine
 
+	// Of the publisher's goroutine:
+	sequenceUsed uint64     // highest sequence that a head was or may have been sent with
+	newLog       bool       // the next head starts a log of its own
+	sifted       uint64     // the cut whose stripes have all been looked at for references
+	tendNext     time.Time  // no tending before
+	signed       *wire.Head // the last published head as it was sent; nil until it is fetched after a start
+
 	mu        sync.Mutex
-	head      *headpb.Body      // guarded by mu: last published, nil before the first
-	sequence  uint64            // guarded by mu: of that head
-	headHash  []byte            // guarded by mu
-	headAcks  int               // guarded by mu: nodes that hold it
-	headNodes int               // guarded by mu: nodes that should
-	cutTotal  int64             // guarded by mu: bytes the running cut has to place
-	cutPlaced int64             // guarded by mu: bytes it has placed
-	lastErr   error             // guarded by mu: why the last attempt failed
-	changedC  chan struct{}     // guarded by mu: closed and replaced at each progress
-	partial   map[[16]byte]bool // guarded by mu: stripes whose policy is not met yet
+	head      *headpb.Body // guarded by mu: last published, nil before the first
+	sequence  uint64       // guarded by mu: of that head
+	headHash  []byte       // guarded by mu
+	headAcks  int          // guarded by mu: nodes that hold it
+	headNodes int          // guarded by mu: nodes that should
+	cutTotal  int64        // guarded by mu: bytes the running cut has to place
+	cutPlaced int64        // guarded by mu: bytes it has placed
+	uncovered int64        // guarded by mu: bytes placed since the last head
+	// unpublished are the content stripes that are placed and that no head has
+	// made recoverable yet: of the running cut, and of cuts that failed.
+	unpublished map[[16]byte]struct{} // guarded by mu
+	lastErr     error                 // guarded by mu: why the last attempt failed
+	changedC    chan struct{}         // guarded by mu: closed and replaced at each progress
+	partial     map[[16]byte]bool     // guarded by mu: stripes whose policy is not met yet
 }
 
 // headState is what metaHead holds: body and what the next head needs.
@@ -105,7 +121,7 @@ func (v *Volume) newPublisher(dev *Device, keys *keyring, stripes *stripe.Store,
 	p := &publisher{
 		v: v, dev: dev, keys: keys, stripes: stripes, t: t, policy: policy, pack: pack, log: v.log,
 		done: make(chan struct{}), kick: make(chan struct{}, 1), changedC: make(chan struct{}),
-		partial: make(map[[16]byte]bool),
+		partial: make(map[[16]byte]bool), unpublished: make(map[[16]byte]struct{}),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	state, err := v.db.Meta(metaHead)
@@ -116,15 +132,66 @@ func (v *Volume) newPublisher(dev *Device, keys *keyring, stripes *stripe.Store,
 	} else if !errors.Is(err, metastore.ErrNotFound) {
 		return nil, err
 	}
+	if p.sequenceUsed, err = v.sequenceUsed(p.sequence); err != nil {
+		return nil, err
+	}
 	if err := v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
-		if !s.Complete && !s.Condemned {
+		switch {
+		case s.Condemned:
+		case s.IndexAcks == 0 && s.Purpose == metastore.PurposeContent:
+			p.unpublished[id] = struct{}{}
+		case !s.Complete:
 			p.partial[id] = true
 		}
 		return true
 	}); err != nil {
 		return nil, err
 	}
+	if err := p.reconcileLog(); err != nil {
+		return nil, err
+	}
+	for id := range p.unpublished {
+		if err := v.db.References(id, func(r metastore.Reference) bool { p.uncovered += int64(r.Len); return true }); err != nil {
+			return nil, err
+		}
+	}
 	return p, nil
+}
+
+// reconcileLog brings the infos of log stripes up to the head, which a crash
+// may have kept from being noted: those that it names are needed.
+func (p *publisher) reconcileLog() error {
+	named := make(map[string]bool)
+	for _, s := range p.head.GetSegments() {
+		named[string(s.Id)] = true
+	}
+	var wrong [][16]byte
+	if err := p.v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
+		if s.Purpose == metastore.PurposeLog && s.Condemned == named[string(id[:])] {
+			wrong = append(wrong, id)
+		}
+		return true
+	}); err != nil {
+		return err
+	}
+	for _, id := range wrong {
+		if _, err := p.commit(func(t *tx) error {
+			s, err := t.v.db.Stripe(id)
+			if err != nil {
+				return err
+			}
+			s.Condemned = !s.Condemned
+			t.PutStripe(id, s)
+			return nil
+		}); err != nil {
+			return err
+		}
+		delete(p.partial, id)
+		if named[string(id[:])] {
+			p.partial[id] = true
+		}
+	}
+	return nil
 }
 
 // commit is a bookkeeping change: it is journaled like any other, and asks for
@@ -227,6 +294,9 @@ func (p *publisher) close() {
 // publish takes one cut and makes it recoverable.
 func (p *publisher) publish(ctx context.Context) error {
 	started := time.Now()
+	if err := p.settle(ctx); err != nil {
+		return err
+	}
 	cut, seq, generation, err := p.v.beginCut()
 	if err != nil {
 		return err
@@ -241,11 +311,13 @@ func (p *publisher) publish(ctx context.Context) error {
 		p.mu.Unlock()
 	}()
 	p.mu.Lock()
-	old, sequence, previous := p.head, p.sequence, p.headHash
+	old, previous := p.head, p.headHash
 	p.mu.Unlock()
-	checkpoint := old == nil || len(old.Segments)-int(old.CheckpointStripes) >= max(checkpointAfter, int(old.CheckpointStripes))
+	checkpoint := old == nil || p.newLog || proto.Size(old) > wire.HeadBytesMax/2 ||
+		len(old.Segments)-int(old.CheckpointStripes) >= max(checkpointAfter, int(old.CheckpointStripes))
 
 	log := p.newLogWriter(ctx)
+	defer log.wait()
 	flush, err := p.newFlusher(ctx, cut, seq, log)
 	if err != nil {
 		return err
@@ -259,7 +331,7 @@ func (p *publisher) publish(ctx context.Context) error {
 		err = writeChanges(cut, log, first, generation)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("write the log: %w", err), flush.group.Wait())
+		return fmt.Errorf("write the log: %w", err)
 	}
 	placed, err := flush.run()
 	if err != nil {
@@ -267,6 +339,14 @@ func (p *publisher) publish(ctx context.Context) error {
 	}
 	refs, logPlaced, err := log.finish()
 	if err != nil {
+		return err
+	}
+	// Until its head is published the log is condemned: a crash leaves nothing
+	// that no later head would have deleted.
+	for _, s := range logPlaced {
+		s.Info.CreatedSeq = seq
+	}
+	if err := p.putStripes(logPlaced, true); err != nil {
 		return err
 	}
 	if err := p.stripes.Publish(ctx, append(placed, logPlaced...)); err != nil {
@@ -281,11 +361,16 @@ func (p *publisher) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hash, acks, nodes, err := p.putHead(ctx, sequence+1, previous, body)
+	sequence, err := p.reserve(ctx)
 	if err != nil {
 		return err
 	}
-	state, err := encodeHeadState(sequence+1, hash, body)
+	head, acks, nodes, err := p.putHead(ctx, sequence, previous, body)
+	if err != nil {
+		return err
+	}
+	hash := head.Hash()
+	state, err := encodeHeadState(sequence, hash[:], body)
 	if err != nil {
 		return err
 	}
@@ -294,32 +379,155 @@ func (p *publisher) publish(ctx context.Context) error {
 		for g := first; g <= generation; g++ {
 			t.DropTouched(g)
 		}
-		for _, s := range append(placed, logPlaced...) {
-			t.PutStripe(s.ID, *s.Info)
-		}
-		if checkpoint {
-			for _, s := range old.GetSegments() {
-				if err := condemn(t, [16]byte(s.Id)); err != nil {
-					return err
-				}
-			}
-		}
 		return nil
 	}); err != nil {
 		return err
 	}
+	p.signed, p.newLog = head, false
 	p.mu.Lock()
-	p.head, p.sequence, p.headHash, p.headAcks, p.headNodes = body, sequence+1, hash, acks, nodes
-	p.cutTotal, p.cutPlaced = 0, 0
+	p.head, p.sequence, p.headHash, p.headAcks, p.headNodes = body, sequence, hash[:], acks, nodes
+	p.cutTotal, p.cutPlaced, p.uncovered = 0, 0, 0
 	for _, s := range append(placed, logPlaced...) {
+		delete(p.unpublished, s.ID)
 		if !s.Info.Complete {
 			p.partial[s.ID] = true
 		}
 	}
 	p.progress()
 	p.mu.Unlock()
-	p.log.Info("published", "head", sequence+1, "cut", seq, "stripes", len(placed), "log_stripes", len(refs), "entries", log.entries, "checkpoint", checkpoint, "took", time.Since(started))
+	// What these say a crash may lose: the stripes are then published again,
+	// and the old log stays where it is.
+	if err := p.putStripes(append(placed, logPlaced...), false); err != nil {
+		return err
+	}
+	if checkpoint {
+		if err := p.condemnLog(old); err != nil {
+			return err
+		}
+	}
+	p.log.Info("published", "head", sequence, "cut", seq, "stripes", len(placed), "log_stripes", len(refs), "entries", log.entries, "checkpoint", checkpoint, "took", time.Since(started))
 	return p.release(ctx, seq)
+}
+
+// settle deals with the stripes that a failed publish has placed: their index
+// records are published now, or, where the pool has changed too much for that,
+// their bytes count as unplaced again and go into new stripes.
+func (p *publisher) settle(ctx context.Context) error {
+	p.mu.Lock()
+	ids := slices.Collect(maps.Keys(p.unpublished))
+	p.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	// Without a pool nothing is known to have changed.
+	if _, err := p.stripes.NewBuilder(p.policy, metastore.PurposeContent); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		info, err := p.v.db.Stripe(id)
+		if err != nil && !errors.Is(err, metastore.ErrNotFound) {
+			return err
+		}
+		if err == nil && !info.Condemned && info.IndexAcks == 0 {
+			manifest, err := p.stripes.Manifest(id, &info)
+			if err != nil {
+				return err
+			}
+			st := []stripe.Placed{{ID: id, Info: &info, Manifest: manifest}}
+			if err := p.stripes.Publish(ctx, st); ctx.Err() != nil {
+				return ctx.Err()
+			} else if err != nil {
+				p.log.Info("a stripe of an earlier attempt cannot be published any more; its content is placed again", "stripe", fmt.Sprintf("%x", id), "err", err)
+				if err := p.unplace(id); err != nil {
+					return err
+				}
+			} else if err := p.putStripes(st, false); err != nil {
+				return err
+			}
+		}
+		p.mu.Lock()
+		delete(p.unpublished, id)
+		if err == nil && !info.Condemned && !info.Complete && info.IndexAcks > 0 {
+			p.partial[id] = true
+		}
+		p.mu.Unlock()
+	}
+	return nil
+}
+
+// unplace takes a stripe that no head names back: its extents, whose bytes are
+// still in the journal, count as unplaced again, and the stripe is condemned.
+func (p *publisher) unplace(id [16]byte) error {
+	var refs []metastore.Reference
+	if err := p.v.db.References(id, func(r metastore.Reference) bool { refs = append(refs, r); return true }); err != nil {
+		return err
+	}
+	for first := true; first || len(refs) > 0; first = false {
+		batch := refs[:min(len(refs), piecesPerCommit)]
+		refs = refs[len(batch):]
+		if _, err := p.commit(func(t *tx) error {
+			for _, r := range batch {
+				if err := t.v.db.Extents(r.Ino, r.Off, r.Off+1, func(e metastore.Extent) bool {
+					if e.HasRemote && e.Remote.Stripe == id && e.HasLocal() && t.v.store.Holds(e.Local.Segment) {
+						t.DeleteExtent(r.Ino, e)
+						e.HasRemote, e.Remote = false, metastore.Remote{}
+						t.PutExtent(r.Ino, e)
+					}
+					return true
+				}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	used := false
+	if err := p.v.db.References(id, func(metastore.Reference) bool { used = true; return false }); err != nil || used {
+		return err // a part is only there: mending goes on
+	}
+	_, err := p.commit(func(t *tx) error { return condemn(t, id) })
+	return err
+}
+
+// putStripes keeps what is known of stripes, in records of bounded size.
+func (p *publisher) putStripes(list []stripe.Placed, condemned bool) error {
+	for len(list) > 0 {
+		batch := list[:min(len(list), stripesPerCommit)]
+		list = list[len(batch):]
+		if _, err := p.commit(func(t *tx) error {
+			for _, s := range batch {
+				info := *s.Info
+				info.Condemned = condemned
+				t.PutStripe(s.ID, info)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// condemnLog condemns the stripes of the log that a checkpoint has replaced.
+func (p *publisher) condemnLog(old *headpb.Body) error {
+	segments := old.GetSegments()
+	for len(segments) > 0 {
+		batch := segments[:min(len(segments), stripesPerCommit)]
+		segments = segments[len(batch):]
+		if _, err := p.commit(func(t *tx) error {
+			for _, s := range batch {
+				if err := condemn(t, [16]byte(s.Id)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // condemn marks a stripe that the newest head no longer needs.
@@ -358,6 +566,7 @@ func (p *publisher) countPlaced(chunks []*chunk) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cutPlaced += n
+	p.uncovered += n
 	p.progress()
 }
 
@@ -429,6 +638,7 @@ func writeKey(log *logWriter, key, value []byte) error {
 			// Heads name the log's own stripes.
 			return log.delete(key)
 		}
+		return log.stripe(p.Stripe, info)
 	}
 	return log.put(key, value)
 }
@@ -436,6 +646,11 @@ func writeKey(log *logWriter, key, value []byte) error {
 // release lets go of segments whose every record is published and flushed, and
 // that no unplaced extent needs.
 func (p *publisher) release(ctx context.Context, cut uint64) error {
+	// Segments and newest change are of one moment: what is written from here
+	// on lies in none of the segments that have been completed.
+	p.v.mu.Lock()
+	segments, change := p.v.store.Segments(), p.v.lastChange.Load()
+	p.v.mu.Unlock()
 	pinned := make(map[uint64]bool)
 	for from := uint64(0); ; {
 		found := false
@@ -449,28 +664,28 @@ func (p *publisher) release(ctx context.Context, cut uint64) error {
 			break
 		}
 	}
-	if p.v.lastChange.Load() <= cut {
+	if change <= cut {
 		cut = math.MaxUint64 // what came later is bookkeeping, which no log needs
 	}
-	waiting, err := p.markClean(cut, pinned)
+	done := slices.DeleteFunc(segments, func(s cache.SegmentInfo) bool {
+		return s.State != cache.Dirty || s.Active || s.LastSeq > cut || pinned[s.ID]
+	})
+	waiting, err := p.markClean(done)
 	if err != nil || waiting < 4*segmentBytesTypical {
 		return err
 	}
 	if err := p.v.db.Flush(ctx); err != nil {
 		return err
 	}
-	_, err = p.markClean(cut, pinned)
+	_, err = p.markClean(done)
 	return err
 }
 
-// markClean marks the segments up to cut that are not pinned, and returns the
-// bytes of those that only an unflushed metastore holds back.
-func (p *publisher) markClean(cut uint64, pinned map[uint64]bool) (waiting int64, err error) {
+// markClean marks the segments that a flushed metastore does not need, and
+// returns the bytes of the others.
+func (p *publisher) markClean(segments []cache.SegmentInfo) (waiting int64, err error) {
 	flushed := p.v.db.Flushed()
-	for _, s := range p.v.store.Segments() {
-		if s.State != cache.Dirty || s.Active || s.LastSeq > cut || pinned[s.ID] {
-			continue
-		}
+	for _, s := range segments {
 		if s.LastSeq > flushed {
 			waiting += s.Bytes
 			continue

@@ -85,7 +85,8 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*headpb.B
 	for s := uint16(1); s <= slotsProbed; s++ {
 		slots = append(slots, s)
 	}
-	heads := fetchHeads(ctx, t, [][32]byte{devicesKey.Address()})
+	nodes := storageNodes(t)
+	heads := fetchHeads(ctx, t, nodes, [][32]byte{devicesKey.Address()})
 	if h := heads[devicesKey.Address()]; h != nil {
 		plain, err := devicesKey.OpenHead(h.Sequence, h.Sealed)
 		list := &headpb.Devices{}
@@ -105,7 +106,7 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*headpb.B
 	for i, s := range slots {
 		addresses[i] = r.HeadKey(s).Address()
 	}
-	heads = fetchHeads(ctx, t, addresses)
+	heads = fetchHeads(ctx, t, nodes, addresses)
 	var newest *headpb.Body
 	var highest uint16
 	for i, s := range slots {
@@ -127,14 +128,24 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*headpb.B
 		}
 	}
 	if newest == nil {
-		return nil, 0, fmt.Errorf("asked %d nodes: %w", len(t.Members()), ErrNoHead)
+		return nil, 0, fmt.Errorf("asked %d nodes: %w", len(nodes), ErrNoHead)
 	}
 	return newest, highest, nil
 }
 
-// fetchHeads asks every node and keeps the highest verified sequence for each
+// storageNodes lists the pool's nodes, in whatever state.
+func storageNodes(t p2p.Transport) (nodes []placement.NodeID) {
+	for _, m := range t.Members() {
+		if m.Role == p2p.RoleNode {
+			nodes = append(nodes, m.ID)
+		}
+	}
+	return nodes
+}
+
+// fetchHeads asks nodes and keeps the highest verified sequence for each
 // address.
-func fetchHeads(ctx context.Context, t p2p.Transport, addresses [][32]byte) map[[32]byte]*wire.Head {
+func fetchHeads(ctx context.Context, t p2p.Transport, nodes []placement.NodeID, addresses [][32]byte) map[[32]byte]*wire.Head {
 	asked := make(map[[32]byte]bool, len(addresses))
 	req := &wire.GetHead{}
 	for i := range addresses {
@@ -142,12 +153,6 @@ func fetchHeads(ctx context.Context, t p2p.Transport, addresses [][32]byte) map[
 		req.Addresses = append(req.Addresses, addresses[i][:])
 	}
 	type reply struct{ heads []*wire.Head }
-	var nodes []placement.NodeID
-	for _, m := range t.Members() {
-		if m.Role == p2p.RoleNode {
-			nodes = append(nodes, m.ID)
-		}
-	}
 	replies := make(chan reply, len(nodes))
 	for _, id := range nodes {
 		go func() {

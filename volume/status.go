@@ -79,8 +79,9 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	if err := v.db.Unplaced(0, func(u metastore.Unplaced) bool { unplaced += int64(u.Len); return true }); err != nil {
 		return s, err
 	}
+	unplaced = min(unplaced, total) // the tree may have changed between the two
 	p.mu.Lock()
-	head, cutTotal, cutPlaced := p.head, p.cutTotal, p.cutPlaced
+	head, cutTotal, cutPlaced, uncovered := p.head, p.cutTotal, p.cutPlaced, p.uncovered
 	s.Head = p.sequence
 	headWhole := p.headNodes > 0 && p.headAcks == p.headNodes
 	headAcks := p.headAcks
@@ -96,8 +97,8 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	}
 	toPlace := min(max(cutTotal-cutPlaced, 0), unplaced)
 	s.Journaled = unplaced - toPlace
-	s.Queued = min(toPlace+cutPlaced, max(total-s.Journaled, 0))
-	covered := max(total-s.Journaled-s.Queued, 0)
+	s.Queued = min(toPlace+uncovered, total-s.Journaled)
+	covered := total - s.Journaled - s.Queued
 	if head == nil {
 		s.Queued, covered = s.Queued+covered, 0
 	}
@@ -263,12 +264,15 @@ func (v *Volume) FileState(ctx context.Context, ino Ino) (string, error) {
 	}
 	p := v.network.publisher
 	p.mu.Lock()
-	cut := p.head.GetCut()
+	cut, none := p.head.GetCut(), p.head == nil
 	running := p.cutTotal > 0
 	whole := p.headNodes > 0 && p.headAcks == p.headNodes
 	p.mu.Unlock()
 	state := StateDurable
-	if !whole {
+	switch {
+	case none:
+		state = StateJournaled
+	case !whole:
 		state = StateRecoverable
 	}
 	err := v.db.Extents(ino, 0, 1<<63, func(e metastore.Extent) bool {

@@ -5,47 +5,67 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
 
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
 )
 
+const (
+	// tendTurnMax bounds a turn of tending while changes wait to be published.
+	tendTurnMax = 3 * time.Second
+	// tendPause is the least time between a turn that failed and the next.
+	tendPause = 3 * time.Second
+	// tendFailuresMax ends a turn: the pool is not ready.
+	tendFailuresMax = 8
+)
+
 // tend looks after what is published: completes stripes and heads that some
 // node missed, and deletes what no head needs any more.
 func (p *publisher) tend(ctx context.Context) {
+	if time.Now().Before(p.tendNext) {
+		return
+	}
+	started := time.Now()
+	over := func() bool {
+		return ctx.Err() != nil || (p.v.lastChange.Load() > p.published() && time.Since(started) > tendTurnMax)
+	}
+	failed := func(what string, err error, attrs ...any) {
+		p.log.Info(what, append(attrs, "err", err)...)
+		p.tendNext = time.Now().Add(tendPause)
+	}
 	if err := p.noticeDeaths(); err != nil {
-		p.log.Warn("stripes on dead nodes could not be listed", "err", err)
+		failed("stripes on dead nodes could not be listed", err)
 	}
 	p.mu.Lock()
-	ids := make([][16]byte, 0, len(p.partial))
-	for id := range p.partial {
-		ids = append(ids, id)
-	}
-	headMissing := p.head != nil && p.headAcks < p.headNodes
-	headUnknown := p.head != nil && p.headNodes == 0
+	ids := slices.Collect(maps.Keys(p.partial)) // in an order of chance: no stripe holds the others up
+	headMissing := p.head != nil && (p.headNodes == 0 || p.headAcks < p.headNodes)
 	p.mu.Unlock()
+	if headMissing {
+		if err := p.repeatHead(ctx); err != nil {
+			failed("the head is not at every node yet", err)
+		}
+	}
+	failures := 0
 	for _, id := range ids {
-		if ctx.Err() != nil {
+		if over() || failures == tendFailuresMax {
 			return
 		}
 		if err := p.mend(ctx, id); err != nil {
-			p.log.Info("a stripe is not at its policy's target yet", "stripe", fmt.Sprintf("%x", id), "err", err)
-			break // the pool is not ready: the next turn tries again
+			failures++
+			failed("a stripe is not at its policy's target yet", err, "stripe", fmt.Sprintf("%x", id))
 		}
 	}
-	if headMissing || headUnknown {
-		if err := p.repeatHead(ctx); err != nil {
-			p.log.Info("the head is not at every node yet", "err", err)
-		}
-	}
-	if err := p.collect(ctx); err != nil {
-		p.log.Info("stripes that nothing needs could not all be deleted yet", "err", err)
+	if err := p.collect(ctx, over); err != nil {
+		failed("stripes that nothing needs could not all be deleted yet", err)
 	}
 }
 
-// noticeDeaths marks the stripes that have lost a shard with a node declared
-// dead, once for each set of dead nodes. Mirrored shards are copied by the
-// partner that is left.
+// noticeDeaths marks the stripes that have lost a shard with nodes declared
+// dead, once for each set of dead nodes. A mirrored shard is copied by the
+// partner that is left, and lost with both.
 func (p *publisher) noticeDeaths() error {
 	dead := make(map[string]bool)
 	for _, m := range p.t.Members() {
@@ -59,7 +79,7 @@ func (p *publisher) noticeDeaths() error {
 	var hit [][16]byte
 	if err := p.v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
 		for _, h := range s.Holders {
-			if dead[h.Primary] && !s.Mirrored && !s.Condemned {
+			if dead[h.Primary] && (h.Mirror == "" || dead[h.Mirror]) && !s.Condemned {
 				hit = append(hit, id)
 				break
 			}
@@ -107,12 +127,13 @@ func (p *publisher) mend(ctx context.Context, id [16]byte) error {
 	if err != nil {
 		return err
 	}
-	mended, err := p.stripes.Mend(ctx, id, info)
-	if err != nil {
-		return err
-	}
+	mended, failed := p.stripes.Mend(ctx, id, info)
 	if _, err := p.commit(func(t *tx) error { t.PutStripe(id, mended); return nil }); err != nil {
 		return err
+	}
+	p.v.network.fetcher.forget(id)
+	if failed != nil {
+		return failed
 	}
 	if !mended.Complete {
 		return fmt.Errorf("%d of %d shards, %d of %d keepers", mended.Placed(), mended.K+mended.M, mended.IndexAcks, mended.IndexKeepers)
@@ -124,42 +145,52 @@ func (p *publisher) mend(ctx context.Context, id [16]byte) error {
 	return nil
 }
 
-// collectMax bounds the stripes deleted in one turn.
-const collectMax = 256
-
 // collect deletes the stripes that the newest head no longer refers to. A
 // content stripe without references is condemned first; once a head that does
-// not list it is published, its shards are deleted.
-func (p *publisher) collect(ctx context.Context) error {
+// not list it is published, its shards are deleted. over ends it early.
+func (p *publisher) collect(ctx context.Context, over func() bool) error {
 	p.mu.Lock()
 	head := p.head
 	p.mu.Unlock()
 	if head == nil {
 		return nil
 	}
+	named := make(map[string]bool)
+	for _, s := range head.Segments {
+		named[string(s.Id)] = true
+	}
 	var unused, condemned [][16]byte
 	if err := p.v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
 		switch {
-		case s.Condemned && (s.Purpose == metastore.PurposeLog || s.CreatedSeq < head.Cut):
+		case s.CreatedSeq >= head.Cut || named[string(id[:])]:
+		case s.Condemned:
 			condemned = append(condemned, id)
-		case !s.Condemned && s.Purpose == metastore.PurposeContent && s.CreatedSeq < head.Cut:
+		case s.Purpose == metastore.PurposeContent && head.Cut > p.sifted:
 			unused = append(unused, id)
 		}
-		return len(condemned) < collectMax
+		return true
 	}); err != nil {
 		return err
 	}
 	var failed []error
+	if len(condemned) > 0 {
+		// What says that they are not needed must not be lost any more.
+		if err := p.v.syncThrough(ctx, p.v.lastSeq.Load()); err != nil {
+			return err
+		}
+	}
+	// In an order of chance: no stripe holds the others up.
+	rand.Shuffle(len(condemned), func(i, j int) { condemned[i], condemned[j] = condemned[j], condemned[i] })
 	for _, id := range condemned {
+		if over() || len(failed) == tendFailuresMax {
+			return errors.Join(failed...)
+		}
 		info, err := p.v.db.Stripe(id)
 		if err != nil {
 			return err
 		}
 		if err := p.stripes.Delete(ctx, id, &info); err != nil {
 			failed = append(failed, err)
-			if ctx.Err() != nil {
-				break
-			}
 			continue
 		}
 		if _, err := p.commit(func(t *tx) error { t.DeleteStripe(id); return nil }); err != nil {
@@ -167,6 +198,9 @@ func (p *publisher) collect(ctx context.Context) error {
 		}
 	}
 	for _, id := range unused {
+		if over() {
+			return errors.Join(failed...)
+		}
 		used := false
 		if err := p.v.db.References(id, func(metastore.Reference) bool { used = true; return false }); err != nil {
 			return err
@@ -180,12 +214,13 @@ func (p *publisher) collect(ctx context.Context) error {
 				return err
 			}
 			// Between here and the delete lies a head that does not list it.
-			info.Condemned, info.CreatedSeq = true, t.v.lastSeq.Load()+1
+			info.Condemned, info.CreatedSeq = true, t.seq
 			t.PutStripe(id, info)
 			return nil
 		}); err != nil {
 			return err
 		}
 	}
+	p.sifted = head.Cut
 	return errors.Join(failed...)
 }
