@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/zeebo/blake3"
 )
@@ -67,13 +68,14 @@ func (p Params) Validate() error {
 	return nil
 }
 
-// Cutter finds content-defined cuts. It does not change after New and may be
-// used by many goroutines at once.
+// Cutter finds content-defined cuts. Its cuts do not change after New, and it
+// may be used by many goroutines at once.
 type Cutter struct {
-	params Params
-	gear   [256]uint64 // share of each byte value in the hash
-	hard   uint64      // a cut before AvgBytes needs a hash below this
-	easy   uint64      // a cut after AvgBytes needs a hash below this
+	params  Params
+	gear    [256]uint64 // share of each byte value in the hash
+	hard    uint64      // a cut before AvgBytes needs a hash below this
+	easy    uint64      // a cut after AvgBytes needs a hash below this
+	buffers sync.Pool   // of *[]byte, 2*MaxBytes long; for Cut, or each small file would cost a new one
 }
 
 // New returns a Cutter whose cuts nobody can predict without the key.
@@ -82,6 +84,10 @@ func New(key [32]byte, p Params) (*Cutter, error) {
 		return nil, err
 	}
 	c := &Cutter{params: p}
+	c.buffers.New = func() any {
+		buffer := make([]byte, 2*p.MaxBytes)
+		return &buffer
+	}
 	h := blake3.NewDeriveKey("defs chunker gear v1")
 	_, _ = h.Write(key[:])
 	var table [256 * 8]byte
@@ -171,7 +177,9 @@ func (c *Cutter) scan(data []byte, at int, hash, limit uint64) (int, uint64) {
 // valid until emit returns. An empty stream has no chunks. An error of r or
 // emit ends the work and is returned wrapped.
 func (c *Cutter) Cut(r io.Reader, emit func(chunk []byte) error) error {
-	buffer := make([]byte, 2*c.params.MaxBytes)
+	pooled := c.buffers.Get().(*[]byte)
+	defer c.buffers.Put(pooled)
+	buffer := *pooled
 	from, to, final := 0, 0, false
 	for {
 		n := c.Next(buffer[from:to], final)

@@ -378,6 +378,18 @@ func BenchmarkCutReader(b *testing.B) {
 	}
 }
 
+func BenchmarkCutSmallFile(b *testing.B) {
+	data := noise(1, 4<<10)
+	c := mustNew(b, [32]byte{1}, DefaultParams())
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := c.Cut(bytes.NewReader(data), func([]byte) error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkHash(b *testing.B) {
 	data := noise(1, 1<<20)
 	b.SetBytes(int64(len(data)))
