@@ -7,64 +7,33 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/internal/pooltest"
 	"github.com/defs-fs/defs/metastore"
-	"github.com/defs-fs/defs/node"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/memnet"
 	"github.com/defs-fs/defs/placement"
 	"github.com/defs-fs/defs/seal"
-	"github.com/defs-fs/defs/shardstore"
 )
 
-// testPool is real nodes with stores on disk, joined by a network in memory.
+// testPool is a pool of real nodes on a network in memory.
 type testPool struct {
-	net   *memnet.Network
-	ids   []placement.NodeID
-	peers int // devices added so far
+	*pooltest.Pool
+	net *memnet.Network
+	ids []placement.NodeID
 }
 
 func newTestPool(t *testing.T, count int) *testPool {
 	t.Helper()
-	p := &testPool{net: memnet.New()}
-	for i := range count {
-		id := placement.NodeID(fmt.Sprintf("node-%02d", i))
-		store, err := shardstore.Open(shardstore.Options{Dir: filepath.Join(t.TempDir(), "store"), CapacityBytes: 4 << 30})
-		if err != nil {
-			t.Fatal(err)
-		}
-		transport := p.net.Add(p2p.Member{ID: id, Role: p2p.RoleNode, Host: string(id), CapacityBytes: 4 << 30})
-		n, err := node.New(node.Options{Store: store, Transport: transport})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, stop := context.WithCancel(context.Background())
-		done := make(chan struct{})
-		go func() { defer close(done); n.Run(ctx) }()
-		t.Cleanup(func() {
-			stop()
-			<-done
-			transport.Close()
-			n.Close()
-			store.Close()
-		})
-		p.ids = append(p.ids, id)
-	}
-	return p
+	p := pooltest.New(t, count)
+	return &testPool{p, p.Net, p.IDs}
 }
 
-func (p *testPool) device(t *testing.T) p2p.Transport {
-	t.Helper()
-	p.peers++
-	transport := p.net.Add(p2p.Member{ID: placement.NodeID(fmt.Sprintf("device-%d", p.peers)), Role: p2p.RoleDevice, Host: "device"})
-	t.Cleanup(func() { transport.Close() })
-	return transport
-}
+func (p *testPool) device(t *testing.T) p2p.Transport { return p.Device(t) }
 
 type testVolume struct {
 	*Volume
@@ -88,12 +57,18 @@ func newTestVolume(t *testing.T, pool *testPool, policy string) *testVolume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	v, err := OpenDevice(t.Context(), dir, dev, pool.device(t), Options{SegmentBytes: 8 << 20})
+	v := &testVolume{dev: dev, words: words, dir: t.TempDir()}
+	v.open(t, pool.device(t))
+	return v
+}
+
+func (v *testVolume) open(t *testing.T, transport p2p.Transport) {
+	t.Helper()
+	opened, err := OpenDevice(t.Context(), v.dir, v.dev, transport, Options{SegmentBytes: 8 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &testVolume{v, dev, words, dir}
+	v.Volume = opened
 }
 
 func (v *testVolume) reopen(t *testing.T, pool *testPool) {
@@ -101,11 +76,7 @@ func (v *testVolume) reopen(t *testing.T, pool *testPool) {
 	if err := v.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	again, err := OpenDevice(t.Context(), v.dir, v.dev, pool.device(t), Options{SegmentBytes: 8 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.Volume = again
+	v.open(t, pool.device(t))
 }
 
 func (v *testVolume) put(t *testing.T, name string, data []byte) Ino {
