@@ -223,6 +223,8 @@ type Client struct {
 	volume *volume.Volume
 	device *volume.Device
 	lock   *os.File
+
+	hasPeers bool // there are addresses to ask for members
 }
 
 // New opens the volume in o.Dir. It waits for no peer. One Client at a time
@@ -241,6 +243,12 @@ func New(ctx context.Context, o Options) (_ *Client, err error) {
 			err = errors.Join(err, c.Close(ctx))
 		}
 	}()
+	known, err := knownPeers(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open volume: %w", err)
+	}
+	o.Peers = joinPeers(o.Peers, known)
+	c.hasPeers = len(o.Peers) > 0
 	if c.host, err = openHost(ctx, o, dev); err != nil {
 		return nil, err
 	}
@@ -264,13 +272,9 @@ func openHost(ctx context.Context, o Options, dev *volume.Device) (*p2p.Host, er
 	if err := readMessage(filepath.Join(o.Dir, recoveryFile), sponsored); err != nil {
 		return nil, fmt.Errorf("open volume: %w", err)
 	}
-	known, err := knownPeers(o.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("open volume: %w", err)
-	}
 	return p2p.NewHost(ctx, p2p.HostOptions{
-		Dir: filepath.Join(o.Dir, networkDir), Key: key, Certificate: certificate, Listen: o.Listen, Bootstrap: joinPeers(o.Peers, known),
-		Sponsored:    []*wire.Member{sponsored},
+		Dir: filepath.Join(o.Dir, networkDir), Key: key, Certificate: certificate, Listen: o.Listen, Bootstrap: o.Peers,
+		Sponsored:         []*wire.Member{sponsored},
 		HeartbeatInterval: o.HeartbeatInterval, SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout,
 		Logger: o.Logger,
 	})
@@ -311,8 +315,8 @@ func (c *Client) Volume() *volume.Volume { return c.volume }
 // Members lists the pool as this device sees it.
 func (c *Client) Members() []p2p.Member { return c.host.Members() }
 
-// WaitNodes returns when every storage node known has been heard, or when ctx
-// ends. Without it the first figures of Status count the pool too low.
+// WaitNodes returns when every storage node known has been heard, when there is
+// nobody to hear, or when ctx ends. Without it the first figures of Status count the pool too low.
 func (c *Client) WaitNodes(ctx context.Context) {
 	for {
 		nodes, heard := 0, 0
@@ -325,7 +329,7 @@ func (c *Client) WaitNodes(ctx context.Context) {
 				heard++
 			}
 		}
-		if nodes > 0 && heard == nodes {
+		if heard == nodes && (nodes > 0 || !c.hasPeers) {
 			return
 		}
 		select {

@@ -1,0 +1,47 @@
+# `make` shows what there is.
+GOLANGCI := $(or $(shell command -v golangci-lint),$(shell go env GOPATH)/bin/golangci-lint)
+FUZZTIME ?= 10s
+PREFIX   ?= /usr/local
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/defs and bin/defs-mount
+	@mkdir -p bin
+	go build -o bin/ ./cmd/defs ./cmd/defs-mount
+
+.PHONY: test
+test: ## run every test, real mounts included
+	./scripts/test
+
+.PHONY: race
+race: ## run every test with the race detector
+	go test -race -timeout 60m ./...
+
+.PHONY: smoke
+smoke: ## the whole path on 14 node processes
+	./scripts/start --smoke
+
+.PHONY: lint
+lint: ## vet, lint, and the rules that keep the layers apart
+	go vet ./...
+	$(GOLANGCI) run ./...
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+.PHONY: install
+install: build ## install for all users, with mount(8)'s helper and the systemd unit
+	install -D -t $(DESTDIR)$(PREFIX)/bin bin/defs bin/defs-mount
+	install -d $(DESTDIR)/sbin
+	ln -sf $(PREFIX)/bin/defs-mount $(DESTDIR)/sbin/mount.fuse.defs
+	install -D -m 644 packaging/systemd/defs-mount@.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-mount@.service
+	install -D -m 644 packaging/systemd/defs-node.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-node.service
