@@ -226,6 +226,17 @@ func (c *cluster) waitDurable(timeout time.Duration) time.Duration {
 	return time.Since(began)
 }
 
+// waitRecoverable waits until the 24 words would bring everything back. It does
+// not need all nodes.
+func (c *cluster) waitRecoverable(timeout time.Duration) {
+	c.t.Helper()
+	took := eventually(c.t, timeout, "everything is recoverable", func() bool {
+		s := c.status()
+		return s.Bytes.Journaled+s.Bytes.Queued == 0
+	})
+	c.t.Logf("recoverable after %v", took.Round(time.Millisecond))
+}
+
 // dropCache removes every clean local byte.
 func (c *cluster) dropCache() error {
 	return c.control(30*time.Second, func(ctx context.Context, client *control.Client) error {

@@ -37,9 +37,6 @@ func TestMountKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	makeTree(t, source)
-	for _, n := range []int{5 << 20, 17 << 20} { // a copy should end now and then
-		os.Remove(filepath.Join(source, fmt.Sprint("random-", n)))
-	}
 	c.mountNow()
 	var all []load
 	var slowest time.Duration
@@ -59,7 +56,7 @@ func TestMountKilled(t *testing.T) {
 			&gardener{dir: dir + "/names"},
 			&database{path: dir + "/delete.db", mode: "delete"},
 			&database{path: dir + "/wal.db", mode: "wal"},
-			&copier{source: source, dir: dir + "/copy"},
+			&copier{source: source + "/dir-2", dir: dir + "/copy"},
 		}
 		steps += crashUnder(t, c, loads, 300+rand.Int64N(1500))
 		slowest = max(slowest, c.mountNow())
@@ -73,6 +70,16 @@ func TestMountKilled(t *testing.T) {
 		}
 		all = append(all, loads...)
 	}
+	var copies, transactions int
+	for _, l := range all {
+		switch l := l.(type) {
+		case *copier:
+			copies += l.copied
+		case *database:
+			transactions += l.acknowledged
+		}
+	}
+	t.Logf("%d whole copies, %d transactions", copies, transactions)
 	t.Logf("%d crashes, %d operations acknowledged, slowest mount %v", crashes(t), steps, slowest.Round(time.Millisecond))
 	if slowest > remountMax {
 		t.Errorf("a mount took %v to come back, at most %v was promised", slowest, remountMax)
@@ -93,14 +100,75 @@ func TestMountKilled(t *testing.T) {
 	c.unmount()
 }
 
+// The loads notice what a crash must not do. This needs no mount.
+func TestLoadsNotice(t *testing.T) {
+	truncate := func(path string) error {
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		return os.Truncate(path, info.Size()-1)
+	}
+	for name, test := range map[string]struct {
+		load   func(path string) load
+		damage func(path string) error
+	}{
+		"an end cut off":        {func(p string) load { return &appender{path: p} }, truncate},
+		"a lost block":          {func(p string) load { return &overwriter{path: p} }, func(p string) error { return os.Truncate(p, 0) }},
+		"half a file":           {func(p string) load { return &replacer{path: p} }, truncate},
+		"a lost name":           {func(p string) load { return &gardener{dir: p} }, os.RemoveAll},
+		"a name come back":      {func(p string) load { return &gardener{dir: p} }, func(p string) error { return os.Mkdir(p+"/n1", 0o700) }},
+		"a lost transaction":    {func(p string) load { return &database{path: p, mode: "delete"} }, deleteLast},
+		"a file lost in a copy": {func(p string) load { return &copier{source: ".", dir: p} }, func(p string) error { return os.Remove(p + "-1/main_test.go") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "x")
+			l := test.load(path)
+			for range 22 {
+				if err := l.step(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.close()
+			if err := l.check(); err != nil {
+				t.Fatal(err)
+			}
+			if err := test.damage(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.check(); err == nil {
+				t.Error("not noticed")
+			}
+		})
+	}
+}
+
+func deleteLast(path string) error {
+	_, err := try(toolTimeout, "sqlite3", path, "DELETE FROM t WHERE id = (SELECT max(id) FROM t);")
+	return err
+}
+
 // crashUnder runs the loads, kills the mount when they have done so many steps,
-// and returns how many there were. No load may fail before.
+// each at least two, and returns how many there were. No load may fail before.
 func crashUnder(t *testing.T, c *cluster, loads []load, stepsMin int64) int64 {
 	t.Helper()
-	var steps atomic.Int64
+	steps := make([]atomic.Int64, len(loads))
+	total := func() (sum int64) {
+		for i := range steps {
+			sum += steps[i].Load()
+		}
+		return sum
+	}
+	least := func() int64 {
+		n := steps[0].Load()
+		for i := range steps {
+			n = min(n, steps[i].Load())
+		}
+		return n
+	}
 	var killed atomic.Bool
 	var working sync.WaitGroup
-	for _, l := range loads {
+	for i, l := range loads {
 		working.Go(func() {
 			for {
 				if err := l.step(); err != nil {
@@ -109,16 +177,18 @@ func crashUnder(t *testing.T, c *cluster, loads []load, stepsMin int64) int64 {
 					}
 					return
 				}
-				steps.Add(1)
+				steps[i].Add(1)
 			}
 		})
 	}
-	eventually(t, time.Minute, "the loads work", func() bool { return steps.Load() >= stepsMin || t.Failed() })
+	eventually(t, time.Minute, "the loads work", func() bool {
+		return total() >= stepsMin && least() >= 2 || t.Failed()
+	})
 	killed.Store(true)
 	c.killMount()
 	working.Wait()
 	for _, l := range loads {
 		l.close()
 	}
-	return steps.Load()
+	return total()
 }

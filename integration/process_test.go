@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -51,7 +53,8 @@ func spawn(t *testing.T, name, log string, args ...string) *process {
 // environment keeps the settings of the person who runs the tests out of them.
 func environment() []string {
 	dir := os.Getenv(directoryVariable)
-	return append(os.Environ(), "XDG_CONFIG_HOME="+dir+"/xdg", "XDG_DATA_HOME="+dir+"/xdg", "XDG_STATE_HOME="+dir+"/xdg",
+	inherited := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, "DEFS_") })
+	return append(inherited, "XDG_CONFIG_HOME="+dir+"/xdg", "XDG_DATA_HOME="+dir+"/xdg", "XDG_STATE_HOME="+dir+"/xdg",
 		"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
 		"GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@example.org", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@example.org")
 }
