@@ -26,7 +26,7 @@ var stagesOf = []struct {
 	pkg    string
 	stages []stage
 }{
-	{"chunker", []stage{{"cut", "Next"}, {"name of a slice", "Hash"}}},
+	{"chunker", []stage{{"cut", "Next"}, {"cut a file of 4 KiB", "CutSmallFile"}, {"name of a slice", "Hash"}}},
 	{"seal", []stage{
 		{"seal slice of 64 KiB", "SealSlice/64K"}, {"seal slice of 1 MiB", "SealSlice/1024K"},
 		{"open slice of 64 KiB", "OpenSlice/64K"}, {"open slice of 1 MiB", "OpenSlice/1024K"}, {"open 4 KiB of a slice", "OpenSliceRange4K"},

@@ -337,6 +337,46 @@ func (r reader) Touched(generation uint64, fn func(key []byte, lamport uint64) b
 	})
 }
 
+// Changes lists the tree keys that changed in a cut generation, in order, with
+// the value that each has in the snapshot: nil where it is gone. key and value
+// are valid during the call only.
+func (s *Snapshot) Changes(generation uint64, fn func(key, value []byte) bool) (err error) {
+	// One iterator moves along with the keys: a search for each would cost
+	// several times as much.
+	values, err := s.src.NewIter(nil)
+	if err != nil {
+		return wrapError("changes", err)
+	}
+	defer func() {
+		if closeErr := values.Close(); err == nil && closeErr != nil {
+			err = wrapError("changes", closeErr)
+		}
+	}()
+	var failed error
+	err = s.Touched(generation, func(key []byte, _ uint64) bool {
+		if !values.Valid() || bytes.Compare(values.Key(), key) < 0 {
+			values.SeekGE(key)
+		}
+		if failed = values.Error(); failed != nil {
+			return false
+		}
+		var value []byte
+		if values.Valid() && bytes.Equal(values.Key(), key) {
+			if value, failed = values.ValueAndErr(); failed != nil {
+				return false
+			}
+			if value == nil {
+				value = []byte{} // there, and empty
+			}
+		}
+		return fn(key, value)
+	})
+	if failed != nil {
+		return wrapError("changes", failed)
+	}
+	return err
+}
+
 func (r reader) Counter(name string) (uint64, error) { return r.number(volumeKey(name)) }
 
 func (r reader) Generation() (uint64, error) { return r.number(keyGeneration) }

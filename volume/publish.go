@@ -593,14 +593,10 @@ func writeTree(cut *metastore.Snapshot, log *logWriter) error {
 func writeChanges(cut *metastore.Snapshot, log *logWriter, first, last uint64) error {
 	for g := first; g <= last; g++ {
 		var failed error
-		if err := cut.Touched(g, func(key []byte, _ uint64) bool {
-			value, err := cut.Get(key)
-			switch {
-			case errors.Is(err, metastore.ErrNotFound):
+		if err := cut.Changes(g, func(key, value []byte) bool {
+			if value == nil {
 				failed = log.delete(key)
-			case err != nil:
-				failed = err
-			default:
+			} else {
 				failed = writeKey(log, key, value)
 			}
 			return failed == nil
