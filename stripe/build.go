@@ -123,7 +123,7 @@ func (s *Store) Seal(b *Builder) (*Sealed, error) {
 	}
 	columns, salt, err := code.NewColumns(rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("stripe %x: columns: %w", out.ID, err)
+		return nil, fmt.Errorf("stripe %v: columns: %w", out.ID, err)
 	}
 	out.Salt = salt
 
@@ -141,7 +141,7 @@ func (s *Store) Seal(b *Builder) (*Sealed, error) {
 		sealedBytes := seal.SealedBytes(len(p.stored))
 		dst := data[offsets[i] : offsets[i] : offsets[i]+sealedBytes]
 		if _, err := seal.SealSlice(dst, sliceKey(bundle, b.purpose), salt, c, p.stored); err != nil {
-			return nil, fmt.Errorf("stripe %x: seal slice %d: %w", out.ID, i, err)
+			return nil, fmt.Errorf("stripe %v: seal slice %d: %w", out.ID, i, err)
 		}
 		end = offsets[i] + sealedBytes
 		out.Slices[i] = metastore.Remote{
@@ -151,7 +151,7 @@ func (s *Store) Seal(b *Builder) (*Sealed, error) {
 	}
 	pad.Read(data[end:])
 	if out.Bodies, err = code.Build(nil, columns, data); err != nil {
-		return nil, fmt.Errorf("stripe %x: encode: %w", out.ID, err)
+		return nil, fmt.Errorf("stripe %v: encode: %w", out.ID, err)
 	}
 	out.Manifest = &wire.Manifest{K: uint32(g.K), M: uint32(g.M), ShardBytes: uint32(g.ShardBytes)}
 	roots := make([][32]byte, len(out.Bodies))
@@ -160,7 +160,7 @@ func (s *Store) Seal(b *Builder) (*Sealed, error) {
 		out.Manifest.Roots = append(out.Manifest.Roots, roots[i][:])
 	}
 	if err := out.Manifest.Sign(keys.Index); err != nil {
-		return nil, fmt.Errorf("stripe %x: %w", out.ID, err)
+		return nil, fmt.Errorf("stripe %v: %w", out.ID, err)
 	}
 	out.Info = metastore.StripeInfo{
 		Purpose: b.purpose, K: g.K, M: g.M, ShardBytes: uint32(g.ShardBytes), UsedBytes: uint64(used),

@@ -3,7 +3,6 @@ package stripe
 import (
 	"context"
 	"crypto/rand"
-	"fmt"
 	"sync"
 	"time"
 
@@ -31,7 +30,7 @@ func (s *Store) relocate(ctx context.Context, id erasure.StripeID, info *metasto
 		record := s.askKeepers(ctx, keys.Blind, info)
 		return record != nil && adopt(info, record)
 	}
-	s.log.Info("keepers did not help; asking the whole pool", "stripe", fmt.Sprintf("%x", id))
+	s.log.Info("keepers did not help; asking the whole pool", "stripe", id.String())
 	return s.broadcast(ctx, keys.Blind, info)
 }
 

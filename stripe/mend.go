@@ -115,11 +115,11 @@ func (s *Store) mendShards(ctx context.Context, id erasure.StripeID, info *metas
 		return err
 	}
 	if err := code.Reconstruct(columns, nil); err != nil {
-		return fmt.Errorf("stripe %x: rebuild columns: %w", id, err)
+		return fmt.Errorf("stripe %v: rebuild columns: %w", id, err)
 	}
 	bodies, err := code.Build(nil, columns, data)
 	if err != nil {
-		return fmt.Errorf("stripe %x: rebuild: %w", id, err)
+		return fmt.Errorf("stripe %v: rebuild: %w", id, err)
 	}
 	var failed []error
 	for i := range info.Holders {
@@ -128,7 +128,7 @@ func (s *Store) mendShards(ctx context.Context, id erasure.StripeID, info *metas
 			continue
 		}
 		if err := erasure.VerifyBody(info.Roots[i], bodies[i]); err != nil {
-			return fmt.Errorf("stripe %x: rebuilt shard %d is not the one that was placed: %w", id, i, err)
+			return fmt.Errorf("stripe %v: rebuilt shard %d is not the one that was placed: %w", id, i, err)
 		}
 		a := putArgs{manifest: manifest, lock: lock, index: i, body: bodies[i], mirrored: info.Mirrored}
 		if h.Primary == "" {
@@ -137,7 +137,7 @@ func (s *Store) mendShards(ctx context.Context, id erasure.StripeID, info *metas
 			h.Mirror = string(s.putMirror(ctx, a, erasure.CRC(bodies[i]), placement.NodeID(h.Primary), pool))
 		}
 		if h.Primary == "" {
-			failed = append(failed, fmt.Errorf("stripe %x: no node took shard %d", id, i))
+			failed = append(failed, fmt.Errorf("stripe %v: no node took shard %d", id, i))
 		}
 	}
 	return errors.Join(failed...)

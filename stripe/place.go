@@ -36,7 +36,7 @@ func (s *Store) Place(ctx context.Context, st *Sealed) (metastore.StripeInfo, er
 	nodes := s.nodes()
 	pairs, err := placement.Choose(newRand(), nodes, n, info.Mirrored)
 	if err != nil {
-		return info, fmt.Errorf("place stripe %x: %w: %w", st.ID, ErrTooFewNodes, err)
+		return info, fmt.Errorf("place stripe %v: %w: %w", st.ID, ErrTooFewNodes, err)
 	}
 	info.Holders = make([]metastore.Holder, n)
 	pool := newSpares(nodes, pairs)
@@ -60,10 +60,10 @@ func (s *Store) Place(ctx context.Context, st *Sealed) (metastore.StripeInfo, er
 	}
 	g.Wait()
 	if err := ctx.Err(); err != nil && info.Placed() < Enough(info.K, info.M) {
-		return info, fmt.Errorf("place stripe %x: %w", st.ID, err)
+		return info, fmt.Errorf("place stripe %v: %w", st.ID, err)
 	}
 	if got, want := info.Placed(), Enough(info.K, info.M); got < want {
-		return info, fmt.Errorf("place stripe %x: %d shards placed, %d needed: %w", st.ID, got, want, ErrTooFewNodes)
+		return info, fmt.Errorf("place stripe %v: %d shards placed, %d needed: %w", st.ID, got, want, ErrTooFewNodes)
 	}
 	return info, nil
 }
@@ -238,7 +238,7 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 	g.Wait()
 	for _, p := range stripes {
 		if p.Info.IndexAcks < p.Info.IndexKeepers/2+1 {
-			return fmt.Errorf("stripe %x: %d of %d keepers acknowledged the index record: %w", p.ID, p.Info.IndexAcks, p.Info.IndexKeepers, ErrTooFewNodes)
+			return fmt.Errorf("stripe %v: %d of %d keepers acknowledged the index record: %w", p.ID, p.Info.IndexAcks, p.Info.IndexKeepers, ErrTooFewNodes)
 		}
 	}
 
@@ -294,7 +294,7 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 	for i, p := range stripes {
 		n := p.Info.K + p.Info.M
 		if committed[i] < Enough(p.Info.K, p.Info.M) {
-			return fmt.Errorf("stripe %x: %d of %d shards committed: %w", p.ID, committed[i], n, ErrTooFewNodes)
+			return fmt.Errorf("stripe %v: %d of %d shards committed: %w", p.ID, committed[i], n, ErrTooFewNodes)
 		}
 		p.Info.Complete = committed[i] == n && (!p.Info.Mirrored || mirrors[i] == n) && p.Info.IndexAcks >= p.Info.IndexKeepers
 	}
@@ -355,7 +355,7 @@ func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore
 				if err := s.deleteShard(ctx, keys, i, placement.NodeID(node)); err != nil {
 					mu.Lock()
 					defer mu.Unlock()
-					failed = append(failed, fmt.Errorf("stripe %x shard %d at %s: %w", id, i, node, err))
+					failed = append(failed, fmt.Errorf("stripe %v shard %d at %s: %w", id, i, node, err))
 				}
 				return nil
 			})
@@ -366,7 +366,7 @@ func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore
 			if err := s.deleteShard(ctx, keys, wire.IndexNumber, node); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
-				failed = append(failed, fmt.Errorf("stripe %x index record at %s: %w", id, node, err))
+				failed = append(failed, fmt.Errorf("stripe %v index record at %s: %w", id, node, err))
 			}
 			return nil
 		})

@@ -62,7 +62,7 @@ func (s *Store) ReadParts(ctx context.Context, id erasure.StripeID, info *metast
 func (s *Store) readRange(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, off, n int) ([][]byte, int, error) {
 	size := int(info.ShardBytes)
 	if off < 0 || n <= 0 || off+n > info.K*size {
-		return nil, 0, fmt.Errorf("stripe %x: range %d+%d outside %d bytes", id, off, n, info.K*size)
+		return nil, 0, fmt.Errorf("stripe %v: range %d+%d outside %d bytes", id, off, n, info.K*size)
 	}
 	first, last := off/size, (off+n-1)/size
 	lo, hi := 0, size
@@ -146,14 +146,14 @@ func (s *Store) readShards(ctx context.Context, id erasure.StripeID, info *metas
 	defer late.Stop()
 	for !wanted() && have < info.K {
 		if running == 0 && !start() {
-			return nil, fmt.Errorf("stripe %x: %d of %d shards read, asked %v: %w (last: %w)", id, have, info.K, tried, ErrUnavailable, orNone(lastErr))
+			return nil, fmt.Errorf("stripe %v: %d of %d shards read, asked %v: %w (last: %w)", id, have, info.K, tried, ErrUnavailable, orNone(lastErr))
 		}
 		select {
 		case r := <-results:
 			running--
 			if r.err != nil {
 				lastErr = r.err
-				s.log.Warn("a shard could not be read from a peer; using others", "stripe", fmt.Sprintf("%x", id), "shard", r.index, "peer", r.node, "err", r.err)
+				s.log.Warn("a shard could not be read from a peer; using others", "stripe", id.String(), "shard", r.index, "peer", r.node, "err", r.err)
 				start()
 				continue
 			}
@@ -170,7 +170,7 @@ func (s *Store) readShards(ctx context.Context, id erasure.StripeID, info *metas
 			for have+running < info.K && start() {
 			}
 		case <-ctx.Done():
-			return nil, fmt.Errorf("stripe %x: %d of %d shards read in time, asked %v: %w", id, have, info.K, tried, ErrUnavailable)
+			return nil, fmt.Errorf("stripe %v: %d of %d shards read in time, asked %v: %w", id, have, info.K, tried, ErrUnavailable)
 		}
 		for !wanted() && len(sources) > 0 && have+running < s.needed(info, got, want) {
 			start()
@@ -178,7 +178,7 @@ func (s *Store) readShards(ctx context.Context, id erasure.StripeID, info *metas
 	}
 	if !wanted() {
 		if err := s.rebuild(info, got, want); err != nil {
-			return nil, fmt.Errorf("stripe %x: rebuild: %w", id, err)
+			return nil, fmt.Errorf("stripe %v: rebuild: %w", id, err)
 		}
 	}
 	return got, nil
@@ -367,14 +367,14 @@ func (s *Store) columns(ctx context.Context, id erasure.StripeID, info *metastor
 	defer late.Stop()
 	for have < info.K {
 		if running == 0 && !start() {
-			return nil, fmt.Errorf("stripe %x: %d of %d columns read, asked %v: %w (last: %w)", id, have, info.K, tried, ErrUnavailable, orNone(lastErr))
+			return nil, fmt.Errorf("stripe %v: %d of %d columns read, asked %v: %w (last: %w)", id, have, info.K, tried, ErrUnavailable, orNone(lastErr))
 		}
 		select {
 		case r := <-results:
 			running--
 			if r.err != nil {
 				lastErr = r.err
-				s.log.Warn("a column could not be read from a peer; using others", "stripe", fmt.Sprintf("%x", id), "shard", r.index, "peer", r.node, "err", r.err)
+				s.log.Warn("a column could not be read from a peer; using others", "stripe", id.String(), "shard", r.index, "peer", r.node, "err", r.err)
 				start()
 			} else if columns[r.index] == nil {
 				columns[r.index] = r.data
@@ -384,7 +384,7 @@ func (s *Store) columns(ctx context.Context, id erasure.StripeID, info *metastor
 			start()
 			late.Reset(s.o.HedgeAfter)
 		case <-ctx.Done():
-			return nil, fmt.Errorf("stripe %x: %d of %d columns read in time, asked %v: %w", id, have, info.K, tried, ErrUnavailable)
+			return nil, fmt.Errorf("stripe %v: %d of %d columns read in time, asked %v: %w", id, have, info.K, tried, ErrUnavailable)
 		}
 	}
 	return columns, nil

@@ -130,7 +130,7 @@ func (s *Store) Keys(id erasure.StripeID, epoch, version uint32) (*seal.StripeKe
 	}
 	k, err = bundle.StripeKeys(id, version)
 	if err != nil {
-		return nil, fmt.Errorf("stripe %x: keys: %w", id, err)
+		return nil, fmt.Errorf("stripe %v: keys: %w", id, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
