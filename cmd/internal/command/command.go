@@ -76,7 +76,9 @@ func Mount(args []string, s Streams, helper bool) int {
 			root.Flags().BoolP(flag[:len(flag)-2], flag[len(flag)-1:], false, "of mount(8)")
 		}
 		root.Flags().StringP("types", "t", "", "of mount(8)")
-		root.Flags().Set("daemon", "true")
+		if err := root.Flags().Set("daemon", "true"); err != nil {
+			panic(err) // the flag is there
+		}
 	}
 	return a.run(root, args)
 }

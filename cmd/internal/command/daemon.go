@@ -36,7 +36,7 @@ func openDaemonPipe() *os.File {
 // tellParent ends the parent's wait. Later calls do nothing.
 func (a *app) tellParent(how string) {
 	if a.parent != nil {
-		io.WriteString(a.parent, how)
+		fmt.Fprint(a.parent, how)
 		a.parent.Close()
 		a.parent = nil
 	}
@@ -76,10 +76,10 @@ func (a *app) detach(m mounting) error {
 	if err == nil && string(answer) == daemonReady {
 		return child.Process.Release()
 	}
-	child.Wait()
+	err = child.Wait()
 	code := max(child.ProcessState.ExitCode(), exitFailed)
 	if len(answer) == 0 {
-		return &exitError{code, fmt.Errorf("the mount did not start; its log is %s", logPath)}
+		return &exitError{code, fmt.Errorf("the mount did not start: %w; its log is %s", err, logPath)}
 	}
 	return &exitError{code, errors.New(string(answer))}
 }

@@ -192,7 +192,11 @@ func (a *app) examReach(cmd *cobra.Command) exam {
 	if err != nil {
 		return exam{"peers", examFailed, err.Error()}
 	}
-	defer s.close()
+	defer func() {
+		if err := s.close(); err != nil {
+			fmt.Fprintf(a.Err, "close the volume: %v\n", err)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(cmd.Context(), reachTimeout)
 	defer cancel()
 	st, err := s.Status(ctx)
