@@ -167,6 +167,9 @@ func (f *flusher) file(ino Ino) error {
 			}
 		}
 	}
+	if f.policy.Mode == erasure.ModeFile {
+		return f.sealStripe() // stripes of this file alone
+	}
 	return nil
 }
 

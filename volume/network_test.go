@@ -377,3 +377,26 @@ func TestCutUnderLoad(t *testing.T) {
 	defer r.Close(context.Background())
 	wantContent(t, r.Volume, "counter", model)
 }
+
+// TestModeFile finds that in mode "file" no stripe holds bytes of two files,
+// and in mode "slice" small files share one.
+func TestModeFile(t *testing.T) {
+	for policy, shared := range map[string]bool{"file:1+2": false, "slice:1+2": true} {
+		t.Run(policy, func(t *testing.T) {
+			pool := newTestPool(t, 4)
+			v := newTestVolume(t, pool, policy)
+			defer func() { v.Close(context.Background()) }()
+			inos := []Ino{v.put(t, "a", random(3000)), v.put(t, "b", random(3000)), v.put(t, "c", random(3000))}
+			wait(t, v.Volume)
+			files := map[[16]byte]int{}
+			for _, ino := range inos {
+				if err := v.db.Extents(ino, 0, 1<<62, func(e metastore.Extent) bool { files[e.Remote.Stripe]++; return true }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := len(files) < len(inos); got != shared {
+				t.Fatalf("3 files in %d stripes", len(files))
+			}
+		})
+	}
+}

@@ -332,7 +332,7 @@ func TestFileOfTinyWrites(t *testing.T) {
 	v := newTestVolume(t, pool, "rs-ratio:2+1")
 	ino := v.put(t, "log", nil)
 	line := make([]byte, 100)
-	const lines = 30_000 // zeros: the chunker finds no place to cut
+	const lines = 41_000 // zeros: the chunker finds no place to cut
 	for i := range lines {
 		if _, err := v.Write(ctx, ino, int64(i*len(line)), line, WriteFlags{}); err != nil {
 			t.Fatal(err)

@@ -32,6 +32,7 @@ import (
 
 	"github.com/defs-fs/defs/cache"
 	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/seal"
 )
 
 // Ino is an inode number: 16-bit device slot ‖ 48-bit counter. Numbers are never used again.
@@ -146,7 +147,9 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open volume: local segment store: %w", err)
 	}
-	v.db, err = metastore.Open(metastore.Options{Dir: filepath.Join(o.Dir, "meta"), Key: o.Key, Journal: v.store})
+	// The store derives its keys from the device key; the metastore uses the one that it is given.
+	metaKey := seal.LocalKey(o.Key).Derive("metastore", nil)
+	v.db, err = metastore.Open(metastore.Options{Dir: filepath.Join(o.Dir, "meta"), Key: metaKey, Journal: v.store})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open volume: metastore: %w", err), v.store.Close())
 	}
