@@ -95,8 +95,9 @@ type Task struct {
 
 // Peers is the pool as this device sees it.
 type Peers struct {
-	Schema int    `json:"schema"`
-	Peers  []Peer `json:"peers"`
+	Schema int      `json:"schema"`
+	Addrs  []string `json:"addrs"` // where this device itself can be reached
+	Peers  []Peer   `json:"peers"`
 }
 
 // Peer is one member of the pool.

@@ -145,7 +145,7 @@ func (s *Server) render(st volume.Status) Status {
 }
 
 func (s *Server) peers(*http.Request) (Peers, error) {
-	out := Peers{Schema: Schema, Peers: []Peer{}}
+	out := Peers{Schema: Schema, Addrs: s.client.Addrs(), Peers: []Peer{}}
 	for _, m := range s.client.Members() {
 		p := Peer{
 			ID: string(m.ID), State: m.State.String(), Host: m.Host, Subnet: m.Subnet, Zone: m.Zone, Addrs: m.Addrs,

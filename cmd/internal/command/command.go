@@ -21,6 +21,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/defs-fs/defs/config"
 )
@@ -90,6 +91,12 @@ func (a *app) run(root *cobra.Command, args []string) int {
 	root.SetErr(a.Err)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "peer" {
+			name = "peers" // who gives one writes --peer
+		}
+		return pflag.NormalizedName(name)
+	})
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -1,9 +1,11 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -73,8 +75,9 @@ func (a *app) ticketCommand() *cobra.Command {
 		Use:   "ticket",
 		Short: "Print a ticket, with which storage nodes join the volume's pool",
 		Long: `Print a ticket, with which storage nodes join the volume's pool. Whoever has the
-ticket can join: treat it as a secret. --peers puts addresses into it, so that who
-joins finds the pool.`,
+ticket can join: treat it as a secret. Addresses in it tell who joins where the
+pool is: those given by --peers, else what the process that has the volume open
+knows of itself and of others.`,
 		Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, dir, err := a.volume(cmd)
@@ -84,6 +87,11 @@ joins finds the pool.`,
 			peers, err := expandPeers(o.Peers)
 			if err != nil {
 				return err
+			}
+			if len(peers) == 0 {
+				if peers, err = reachableAddrs(cmd.Context(), dir); err != nil {
+					return err
+				}
 			}
 			ticket, err := defs.Ticket(dir, peers)
 			if err != nil {
@@ -97,6 +105,41 @@ joins finds the pool.`,
 	}
 	config.AddFlags(cmd.Flags(), "peers")
 	return cmd
+}
+
+// ticketAddrsMax bounds the addresses put into a ticket unasked.
+const ticketAddrsMax = 12
+
+// reachableAddrs asks the process that has the volume open, if there is one,
+// for addresses in the pool that other machines may reach.
+func reachableAddrs(ctx context.Context, dir string) ([]string, error) {
+	client, err := control.Dial(ctx, dir)
+	if errors.Is(err, control.ErrNotServed) || errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	known, err := client.Peers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := known.Addrs
+	for _, p := range known.Peers {
+		for _, addr := range p.Addrs {
+			if p.State == "alive" {
+				all = append(all, addr+"/p2p/"+p.ID)
+			}
+		}
+	}
+	var out []string
+	for _, addr := range all {
+		if len(out) < ticketAddrsMax && !strings.HasPrefix(addr, "/ip4/127.") && !strings.HasPrefix(addr, "/ip6/::1/") {
+			out = append(out, addr)
+		}
+	}
+	return out, nil
 }
 
 // readSecret returns text itself, or the content of @FILE, or of standard

@@ -20,7 +20,6 @@ import (
 
 func (a *app) recoverCommand() *cobra.Command {
 	var wordsFile, wordsCommand, ticketFile string
-	var peers []string
 	cmd := &cobra.Command{
 		Use:   "recover [NAME]",
 		Short: "Bring a volume back from its 24 words and the addresses of some nodes",
@@ -38,10 +37,6 @@ standard input; never from the command line, which others can read.`,
 			}
 			if o.Data == "" && o.Volume == "" {
 				return usage("say where to: a volume's NAME, or --data DIR")
-			}
-			o.Peers = append(o.Peers, peers...)
-			if err := o.Validate(); err != nil {
-				return usage("%w", err)
 			}
 			addrs, err := expandPeers(o.Peers)
 			if err != nil {
@@ -85,7 +80,6 @@ standard input; never from the command line, which others can read.`,
 	cmd.Flags().StringVar(&wordsFile, "words-file", "", "file with the 24 words, - for standard input")
 	cmd.Flags().StringVar(&wordsCommand, "words-command", "", "shell command that prints the 24 words")
 	cmd.Flags().StringVar(&ticketFile, "ticket-file", "", "file with a ticket of the pool, needed where another volume founded it")
-	cmd.Flags().StringArrayVar(&peers, "peer", nil, "multiaddr of a node, with /p2p/ID; @FILE reads them from a file")
 	config.AddFlags(cmd.Flags(), "peers")
 	return cmd
 }
