@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
@@ -18,80 +16,115 @@ import (
 // broadcastWait bounds the wait for answers to one broadcast.
 const broadcastWait = 3 * time.Second
 
-// relocate finds holders that info does not name: step 0 asks the stripe's
-// keepers in one round, step 1 the whole pool. It reports whether info has
-// changed.
-func (s *Store) relocate(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, step int) bool {
+// relocate looks for holders that info does not name: step 0 asks the stripe's
+// keepers in one round, step 1 the whole pool. What is told goes into more, and
+// into info what most say. It reports whether there is anything new to try.
+func (s *Store) relocate(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, more *copies, step int) bool {
 	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
 	if err != nil {
 		return false
 	}
 	if step == 0 {
-		record := s.askKeepers(ctx, keys.Blind, info)
-		return record != nil && adopt(info, record)
+		return adopt(info, more, s.askKeepers(ctx, keys.Blind, info))
 	}
 	s.log.Info("keepers did not help; asking the whole pool", "stripe", id.String())
-	return s.broadcast(ctx, keys.Blind, info)
+	return s.broadcast(ctx, keys.Blind, info, more)
 }
 
-// askKeepers returns the newest valid index record among twice as many
-// keepers as there should be, in case the pool has changed since.
-func (s *Store) askKeepers(ctx context.Context, blind erasure.BlindID, info *metastore.StripeInfo) *wire.IndexRecord {
+// askKeepers returns the valid index records among twice as many keepers as
+// there should be, in case the pool has changed since. Keepers that are late
+// by HedgeAfter are not waited for.
+func (s *Store) askKeepers(ctx context.Context, blind erasure.BlindID, info *metastore.StripeInfo) (records []*wire.IndexRecord) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
 	defer cancel()
-	var mu sync.Mutex
-	var newest *wire.IndexRecord
-	var g errgroup.Group
-	for _, id := range s.keepers(blind, info.M, info.Mirrored, 2) {
-		g.Go(func() error {
+	ids := s.keepers(blind, info.M, info.Mirrored, 2)
+	replies := make(chan []*wire.IndexRecord, len(ids))
+	for _, id := range ids {
+		go func() {
 			rep, err := s.call(ctx, id, &wire.Request{Op: &wire.Request_GetIndex{GetIndex: &wire.GetIndex{Blinds: [][]byte{blind[:]}}}})
 			if err != nil {
-				return nil
+				replies <- nil
+				return
 			}
-			for _, r := range rep.GetGetIndex().GetRecords() {
-				if r.Verify() != nil || [32]byte(r.Manifest.Blind) != blind {
-					s.log.Warn("a keeper's index record does not verify", "peer", id)
-					continue
-				}
-				mu.Lock()
-				if newest == nil || r.Version > newest.Version || (r.Version == newest.Version && len(r.Moves) > len(newest.Moves)) {
-					newest = r
-				}
-				mu.Unlock()
-			}
-			return nil
-		})
+			replies <- s.valid(rep.GetGetIndex().GetRecords(), blind, id)
+		}()
 	}
-	g.Wait()
-	return newest
-}
-
-// adopt replaces the holders of info by those of a verified record.
-func adopt(info *metastore.StripeInfo, r *wire.IndexRecord) bool {
-	holders := make([]metastore.Holder, info.K+info.M)
-	for _, h := range r.CurrentHolders() {
-		if int(h.Index) < len(holders) {
-			holders[h.Index] = metastore.Holder{Primary: h.Primary, Mirror: h.Mirror}
+	var enough <-chan time.Time
+	for range ids {
+		select {
+		case r := <-replies:
+			if records = append(records, r...); len(records) > 0 && enough == nil {
+				enough = time.After(s.o.HedgeAfter)
+			}
+		case <-enough:
+			cancel()
+			enough = nil
+			records = append(records, <-replies...)
 		}
 	}
-	return replaceHolders(info, holders)
+	return records
 }
 
-// replaceHolders reports whether that changed anything.
-func replaceHolders(info *metastore.StripeInfo, holders []metastore.Holder) bool {
-	changed := len(info.Holders) != len(holders)
-	for i := range holders {
-		changed = changed || info.Holders[i] != holders[i]
+// valid drops the records that are not the stripe's, or more than one.
+func (s *Store) valid(records []*wire.IndexRecord, blind erasure.BlindID, from placement.NodeID) []*wire.IndexRecord {
+	for _, r := range records {
+		if r.Verify() == nil && [32]byte(r.Manifest.Blind) == blind {
+			return []*wire.IndexRecord{r}
+		}
+		s.log.Warn("a keeper's index record does not verify", "peer", from)
 	}
-	if changed {
-		info.Holders = holders
+	return nil
+}
+
+// adopt takes over what keepers say. The owner has signed a record's holders;
+// later moves are one keeper's word, so that each shard's holder is the one
+// that most of the newest records name. Every place named is worth a try.
+func adopt(info *metastore.StripeInfo, more *copies, records []*wire.IndexRecord) (news bool) {
+	if len(records) == 0 {
+		return false
 	}
-	return changed
+	var newest uint64
+	for _, r := range records {
+		newest = max(newest, r.Version)
+		for _, h := range r.CurrentHolders() {
+			news = more.add(info, int(h.Index), h.Primary) || news
+			news = more.add(info, int(h.Index), h.Mirror) || news
+		}
+		for _, h := range r.Holders {
+			news = more.add(info, int(h.Index), h.Primary) || news
+			news = more.add(info, int(h.Index), h.Mirror) || news
+		}
+	}
+	votes := make([]map[metastore.Holder]int, info.K+info.M)
+	for i := range votes {
+		votes[i] = make(map[metastore.Holder]int)
+	}
+	for _, r := range records {
+		if r.Version != newest {
+			continue
+		}
+		for _, h := range r.CurrentHolders() {
+			if int(h.Index) < len(votes) {
+				votes[h.Index][metastore.Holder{Primary: h.Primary, Mirror: h.Mirror}]++
+			}
+		}
+	}
+	holders := make([]metastore.Holder, len(votes))
+	for i := range votes {
+		most := 0
+		for h, n := range votes[i] {
+			if n > most {
+				holders[i], most = h, n
+			}
+		}
+	}
+	info.Holders = holders
+	return news
 }
 
 // broadcast asks the whole pool where the shards of a stripe are, and waits
-// until the answers name k shards or broadcastWait has passed.
-func (s *Store) broadcast(ctx context.Context, blind erasure.BlindID, info *metastore.StripeInfo) bool {
+// until the answers name k shards, and a little for more.
+func (s *Store) broadcast(ctx context.Context, blind erasure.BlindID, info *metastore.StripeInfo, more *copies) (news bool) {
 	ctx, cancel := context.WithTimeout(ctx, broadcastWait)
 	defer cancel()
 	nonce := make([]byte, 16)
@@ -102,35 +135,33 @@ func (s *Store) broadcast(ctx context.Context, blind erasure.BlindID, info *meta
 		s.log.Warn("a lookup could not be broadcast", "err", err)
 		return false
 	}
-	holders := make([]metastore.Holder, info.K+info.M)
-	copy(holders, info.Holders)
-	fresh := make(map[int]bool)
-	changed := false
-	for len(fresh) < len(holders) {
+	var enough <-chan time.Time
+	named := make(map[uint32]bool)
+	var records []*wire.IndexRecord
+	for {
 		select {
 		case a := <-answers:
-			for _, r := range a.msg.GetRecords() {
-				if r.Verify() == nil && [32]byte(r.Manifest.Blind) == blind {
-					changed = adopt(info, r) || changed
-				}
-			}
+			records = append(records, s.valid(a.msg.GetRecords(), blind, a.from)...)
 			for _, h := range a.msg.GetHeld() {
-				if h.GetManifest().Verify() != nil || [32]byte(h.Manifest.Blind) != blind || int(h.Index) >= len(holders) {
+				if h.GetManifest().Verify() != nil || [32]byte(h.Manifest.Blind) != blind {
 					continue
 				}
-				if i := int(h.Index); !fresh[i] {
-					fresh[i] = true
-					holders[i] = metastore.Holder{Primary: string(a.from), Mirror: h.Partner}
-				}
+				named[h.Index] = true
+				news = more.add(info, int(h.Index), string(a.from)) || news
+				news = more.add(info, int(h.Index), h.Partner) || news
+				break // a node holds one shard of a stripe
 			}
+			if len(named) >= info.K && enough == nil {
+				enough = time.After(s.o.HedgeAfter)
+			}
+			if len(named) < info.K+info.M {
+				continue
+			}
+		case <-enough:
 		case <-ctx.Done():
-			if len(fresh) >= info.K {
-				return replaceHolders(info, holders) || changed
-			}
-			return changed
 		}
+		return adopt(info, more, records) || news
 	}
-	return replaceHolders(info, holders) || changed
 }
 
 // answers routes the unicast answers to broadcasts to those who wait for them.

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
@@ -49,23 +53,37 @@ func (s *Store) Manifest(id erasure.StripeID, info *metastore.StripeInfo) (*wire
 	return m, m.Sign(keys.Index)
 }
 
-// Mend completes a stripe: it rebuilds the shards that have no live holder
-// from any k, bit for bit, places them and what mirrors are missing on spare
-// nodes, and publishes the index record again. It returns the new info;
-// Complete tells whether the policy is met now.
+// Mend completes a stripe: it rebuilds the shards that have no live holder, or
+// whose holder says that it has them no more, from any k, bit for bit, places
+// them and what mirrors are missing on spare nodes, and publishes the index
+// record again. The info that it returns holds what was reached, also with an
+// error; Complete tells whether the policy is met now.
 func (s *Store) Mend(ctx context.Context, id erasure.StripeID, old metastore.StripeInfo) (metastore.StripeInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.PlaceTimeout)
 	defer cancel()
 	info := old
-	info.Holders = append([]metastore.Holder(nil), old.Holders...)
+	info.Holders = slices.Clone(old.Holders)
+	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
+	if err != nil {
+		return old, err
+	}
+	if info.Mirrored {
+		// Partners may have moved copies.
+		adopt(&info, &copies{}, s.askKeepers(ctx, keys.Blind, &info))
+	}
 	state := make(map[string]bool) // of members: not dead
 	for _, m := range s.t.Members() {
 		state[string(m.ID)] = m.State != p2p.Dead
+	}
+	for node := range s.without(ctx, keys.Blind, &info) {
+		state[node] = false
 	}
 	var used []placement.Pair
 	broken := false
 	for i := range info.Holders {
 		h := &info.Holders[i]
+		// Whoever has no shard of the stripe is not given another either, for now.
+		used = append(used, placement.Pair{Primary: placement.NodeID(h.Primary), Mirror: placement.NodeID(h.Mirror)})
 		if !state[h.Primary] {
 			h.Primary, h.Mirror = h.Mirror, ""
 		}
@@ -76,21 +94,50 @@ func (s *Store) Mend(ctx context.Context, id erasure.StripeID, old metastore.Str
 			h.Mirror = ""
 		}
 		broken = broken || h.Primary == "" || (info.Mirrored && h.Mirror == "")
-		used = append(used, placement.Pair{Primary: placement.NodeID(h.Primary), Mirror: placement.NodeID(h.Mirror)})
 	}
 	manifest, err := s.Manifest(id, &info)
 	if err != nil {
 		return old, err
 	}
+	var failed error
 	if broken {
-		if err := s.mendShards(ctx, id, &info, manifest, newSpares(s.nodes(), used)); err != nil {
-			return old, err
+		before := slices.Clone(info.Holders)
+		if failed = s.mendShards(ctx, id, &info, manifest, newSpares(s.nodes(), used)); failed != nil && slices.Equal(before, info.Holders) {
+			return old, failed
 		}
 	}
 	if err := s.Publish(ctx, []Placed{{ID: id, Info: &info, Manifest: manifest}}); err != nil {
-		return old, err
+		info.Complete, info.IndexAcks, info.IndexKeepers = false, old.IndexAcks, old.IndexKeepers
+		return info, errors.Join(failed, err)
 	}
-	return info, nil
+	return info, failed
+}
+
+// without returns the holders that answer that they have no such shard.
+func (s *Store) without(ctx context.Context, blind erasure.BlindID, info *metastore.StripeInfo) map[string]bool {
+	var mu sync.Mutex
+	missing := make(map[string]bool) // guarded by mu
+	var g errgroup.Group
+	for i, h := range info.Holders {
+		for _, node := range []string{h.Primary, h.Mirror} {
+			if node == "" {
+				continue
+			}
+			g.Go(func() error {
+				rep, err := s.call(ctx, placement.NodeID(node), &wire.Request{Op: &wire.Request_HasShards{HasShards: &wire.HasShards{
+					Shards: []*wire.ShardRef{{Blind: blind[:], Index: uint32(i)}},
+				}}})
+				if held := rep.GetHasShards().GetHeld(); err == nil && len(held) == 1 && !held[0] {
+					mu.Lock()
+					defer mu.Unlock()
+					missing[node] = true
+				}
+				return nil
+			})
+		}
+	}
+	g.Wait()
+	return missing
 }
 
 func (s *Store) mendShards(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo, manifest *wire.Manifest, pool *spares) error {
@@ -110,7 +157,7 @@ func (s *Store) mendShards(ctx context.Context, id erasure.StripeID, info *metas
 	if err != nil {
 		return err
 	}
-	columns, err := s.columns(ctx, id, info)
+	columns, err := s.columns(ctx, id, info, &copies{})
 	if err != nil {
 		return err
 	}

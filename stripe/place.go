@@ -11,6 +11,7 @@ import (
 
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/placement"
 	"github.com/defs-fs/defs/seal"
@@ -121,7 +122,10 @@ func (s *Store) putShard(ctx context.Context, a putArgs, pair placement.Pair, po
 	for range attemptsMax {
 		if primary == "" {
 			if primary = pool.take(); primary == "" {
-				return metastore.Holder{}
+				// Where none is left, one copy is better than none.
+				if primary, mirror = mirror, ""; primary == "" {
+					return metastore.Holder{}
+				}
 			}
 		}
 		if a.mirrored && mirror == "" {
@@ -175,10 +179,10 @@ func (s *Store) putMirror(ctx context.Context, a putArgs, crc uint32, primary pl
 }
 
 // Publish hands the index records of stripes to their keepers and commits
-// their shards, one batched request per node and step. It sets IndexAcks,
-// IndexKeepers and Complete in each Info, and fails if a stripe's record was
-// not acknowledged by a majority of its keepers or too few shards were
-// committed.
+// their shards, one batched request per node and step. The nodes next in rank
+// stand in for keepers that do not answer. It sets IndexAcks, IndexKeepers and
+// Complete in each Info, and fails if a stripe's record was not acknowledged by
+// as many as a majority of its keepers or too few shards were committed.
 func (s *Store) Publish(ctx context.Context, stripes []Placed) error {
 	for len(stripes) > 0 {
 		n := min(len(stripes), wire.BatchMax/4)
@@ -191,54 +195,44 @@ func (s *Store) Publish(ctx context.Context, stripes []Placed) error {
 }
 
 func (s *Store) publish(ctx context.Context, stripes []Placed) error {
-	type batch struct {
-		records []*wire.IndexRecord
-		of      []int // stripes, by position
+	var failed error
+	fail := func(err error) {
+		if failed == nil {
+			failed = err
+		}
 	}
-	keepers := make(map[placement.NodeID]*batch)
+	records := make([]*wire.IndexRecord, len(stripes))
+	ranked := make([][]placement.NodeID, len(stripes)) // keepers, then those that stand in for silent ones
+	first, second := make(map[placement.NodeID][]int), make(map[placement.NodeID][]int)
 	for i, p := range stripes {
 		keys, err := s.Keys(p.ID, p.Info.Epoch, p.Info.LockVersion)
 		if err != nil {
 			return err
 		}
-		record, err := indexRecord(p, keys)
-		if err != nil {
+		if records[i], err = indexRecord(p, keys); err != nil {
 			return err
 		}
-		ids, count := s.writeKeepers(keys.Blind, p.Info.M, p.Info.Mirrored)
-		p.Info.IndexAcks, p.Info.IndexKeepers = 0, count
-		for _, id := range ids {
-			b := keepers[id]
-			if b == nil {
-				b = &batch{}
-				keepers[id] = b
-			}
-			b.records, b.of = append(b.records, record), append(b.of, i)
+		p.Info.IndexKeepers = len(s.keepers(keys.Blind, p.Info.M, p.Info.Mirrored, 1))
+		ranked[i] = s.keepers(keys.Blind, p.Info.M, p.Info.Mirrored, 2)
+		for _, id := range ranked[i][:p.Info.IndexKeepers] {
+			first[id] = append(first[id], i)
 		}
 	}
-	var mu sync.Mutex // guards IndexAcks and committed
-	var g errgroup.Group
-	for id, b := range keepers {
-		g.Go(func() error {
-			rep, err := s.call(ctx, id, &wire.Request{Op: &wire.Request_PutIndex{PutIndex: &wire.PutIndex{Records: b.records}}})
-			if err != nil {
-				s.log.Debug("a keeper did not take index records", "peer", id, "records", len(b.records), "err", err)
-				return nil
+	acks := s.putIndex(ctx, records, first)
+	for i, p := range stripes {
+		p.Info.IndexAcks, p.Info.Complete = acks[i], acks[i] == p.Info.IndexKeepers
+		if acks[i] < p.Info.IndexKeepers/2+1 {
+			for _, id := range ranked[i][p.Info.IndexKeepers:] {
+				second[id] = append(second[id], i)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			for j, status := range rep.GetPutIndex().GetStatus() {
-				if j < len(b.of) && status == wire.Status_STATUS_OK {
-					stripes[b.of[j]].Info.IndexAcks++
-				}
-			}
-			return nil
-		})
+		}
 	}
-	g.Wait()
+	for i, n := range s.putIndex(ctx, records, second) {
+		stripes[i].Info.IndexAcks += n
+	}
 	for _, p := range stripes {
 		if p.Info.IndexAcks < p.Info.IndexKeepers/2+1 {
-			return fmt.Errorf("stripe %v: %d of %d keepers acknowledged the index record: %w", p.ID, p.Info.IndexAcks, p.Info.IndexKeepers, ErrTooFewNodes)
+			fail(fmt.Errorf("stripe %v: %d of %d keepers acknowledged the index record: %w", p.ID, p.Info.IndexAcks, p.Info.IndexKeepers, ErrTooFewNodes))
 		}
 	}
 
@@ -266,6 +260,8 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 	}
 	committed := make([]int, len(stripes)) // primaries
 	mirrors := make([]int, len(stripes))
+	var mu sync.Mutex // guards both
+	var g errgroup.Group
 	for id, list := range holders {
 		g.Go(func() error {
 			req := &wire.CommitShards{}
@@ -294,11 +290,42 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 	for i, p := range stripes {
 		n := p.Info.K + p.Info.M
 		if committed[i] < Enough(p.Info.K, p.Info.M) {
-			return fmt.Errorf("stripe %v: %d of %d shards committed: %w", p.ID, committed[i], n, ErrTooFewNodes)
+			fail(fmt.Errorf("stripe %v: %d of %d shards committed: %w", p.ID, committed[i], n, ErrTooFewNodes))
 		}
-		p.Info.Complete = committed[i] == n && (!p.Info.Mirrored || mirrors[i] == n) && p.Info.IndexAcks >= p.Info.IndexKeepers
+		p.Info.Complete = p.Info.Complete && committed[i] == n && (!p.Info.Mirrored || mirrors[i] == n)
 	}
-	return nil
+	return failed
+}
+
+// putIndex sends records, given by position, to nodes, one request each, and
+// counts who took each record.
+func (s *Store) putIndex(ctx context.Context, records []*wire.IndexRecord, to map[placement.NodeID][]int) []int {
+	acks := make([]int, len(records))
+	var mu sync.Mutex // guards acks
+	var g errgroup.Group
+	for id, list := range to {
+		g.Go(func() error {
+			req := &wire.PutIndex{}
+			for _, i := range list {
+				req.Records = append(req.Records, records[i])
+			}
+			rep, err := s.call(ctx, id, &wire.Request{Op: &wire.Request_PutIndex{PutIndex: req}})
+			if err != nil {
+				s.log.Debug("a keeper did not take index records", "peer", id, "records", len(list), "err", err)
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for j, status := range rep.GetPutIndex().GetStatus() {
+				if j < len(list) && status == wire.Status_STATUS_OK {
+					acks[list[j]]++
+				}
+			}
+			return nil
+		})
+	}
+	g.Wait()
+	return acks
 }
 
 // wireLock is the first lock of a stripe.
@@ -337,18 +364,22 @@ func (s *Store) call(ctx context.Context, to placement.NodeID, req *wire.Request
 
 // Delete asks every holder of a stripe to drop its shards, and its keepers to
 // drop the index record. It reports the nodes that did not answer as an error;
-// asking again is harmless.
+// asking again is harmless. Nodes declared dead are not waited for.
 func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo) error {
 	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
 	if err != nil {
 		return err
+	}
+	dead := make(map[string]bool)
+	for _, m := range s.t.Members() {
+		dead[string(m.ID)] = m.State == p2p.Dead
 	}
 	var mu sync.Mutex
 	var failed []error
 	var g errgroup.Group
 	for i, h := range info.Holders {
 		for _, node := range []string{h.Primary, h.Mirror} {
-			if node == "" {
+			if node == "" || dead[node] {
 				continue
 			}
 			g.Go(func() error {
@@ -361,7 +392,7 @@ func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore
 			})
 		}
 	}
-	for _, node := range s.keepers(keys.Blind, info.M, info.Mirrored, 1) {
+	for _, node := range s.keepers(keys.Blind, info.M, info.Mirrored, 2) {
 		g.Go(func() error {
 			if err := s.deleteShard(ctx, keys, wire.IndexNumber, node); err != nil {
 				mu.Lock()
