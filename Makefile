@@ -5,7 +5,7 @@ PREFIX   ?= /usr/local
 
 .PHONY: help
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build bin/defs and bin/defs-mount
@@ -45,3 +45,15 @@ install: build ## install for all users, with mount(8)'s helper and the systemd 
 	ln -sf $(PREFIX)/bin/defs-mount $(DESTDIR)/sbin/mount.fuse.defs
 	install -D -m 644 packaging/systemd/defs-mount@.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-mount@.service
 	install -D -m 644 packaging/systemd/defs-node.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-node.service
+
+.PHONY: bench
+bench: ## measure the stages, and the mount beside the native filesystem: 20 minutes at most; as root for all of it
+	go run ./bench
+
+.PHONY: bench-quick
+bench-quick: ## the same with small sizes: 3 minutes at most
+	go run ./bench -quick
+
+.PHONY: bench-stages
+bench-stages: ## measure the stages alone
+	go run ./bench -stages
