@@ -201,6 +201,12 @@ func (c *cluster) killMount() {
 	c.mount = nil
 }
 
+// fsck checks the volume, which is not mounted.
+func (c *cluster) fsck() {
+	c.t.Helper()
+	run(c.t, 60*time.Second, program("defs"), "fsck", "--data", c.device)
+}
+
 // control asks the mount's process.
 func (c *cluster) control(timeout time.Duration, ask func(ctx context.Context, client *control.Client) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)

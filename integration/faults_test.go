@@ -230,7 +230,6 @@ func TestNodesFailUnderWay(t *testing.T) {
 
 	// While a backlog is on its way.
 	l := &appender{path: c.mnt + "/backlog", seed: 3}
-	defer func() { l.close() }()
 	for i := range 600 {
 		if i == 300 {
 			c.nodes[3].kill()
@@ -248,6 +247,7 @@ func TestNodesFailUnderWay(t *testing.T) {
 	if err := forgetPages(l.file); err != nil {
 		t.Fatal(err)
 	}
+	l.close()
 	if err := l.check(); err != nil {
 		t.Error(err)
 	}

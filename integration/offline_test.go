@@ -160,7 +160,7 @@ func TestNoPeers(t *testing.T) {
 	c.writeAndRead("local again")
 	t.Logf("peers gone: EIO after %v", c.readFails(f, 2).Round(time.Millisecond))
 	c.mustBeInstant("after EIO")
-	line := regexp.MustCompile(`(?m)^.*level=(WARN|ERROR).*stripe[= ]\S*[0-9a-f]{32}.*12D3KooW.*$`)
+	line := regexp.MustCompile(`(?m)^.*level=ERROR.* inode=\d+ .*stripe [0-9a-f]{32}: .* asked .*12D3KooW.*$`)
 	log, err := os.ReadFile(c.mount.log)
 	if err != nil {
 		t.Fatal(err)
