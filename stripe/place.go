@@ -131,19 +131,12 @@ func (s *Store) putShard(ctx context.Context, a putArgs, pair placement.Pair, po
 		if a.mirrored && mirror == "" {
 			mirror = pool.take()
 		}
-		req := &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
-			Manifest: a.manifest, Index: uint32(a.index), Lock: a.lock, Crc32C: crc,
-			Mirror: string(mirror), Partner: string(mirror),
-		}}}
-		rctx, cancel := context.WithTimeout(ctx, 2*s.o.RequestTimeout)
-		rep, _, err := s.t.Call(rctx, primary, req, a.body)
-		cancel()
+		mirrored, err := s.put(ctx, a, crc, primary, mirror)
 		switch {
-		case err == nil && (mirror == "" || rep.GetPutShard().GetMirrored()):
+		case err == nil && (mirror == "" || mirrored):
 			return metastore.Holder{Primary: string(primary), Mirror: string(mirror)}
 		case err == nil:
-			// The primary has it and its mirror does not: another mirror gets
-			// it from here, as a copy.
+			// The primary has it and its mirror does not.
 			if m := s.putMirror(ctx, a, crc, primary, pool); m != "" {
 				return metastore.Holder{Primary: string(primary), Mirror: string(m)}
 			}
@@ -158,24 +151,29 @@ func (s *Store) putShard(ctx context.Context, a putArgs, pair placement.Pair, po
 	return metastore.Holder{}
 }
 
+// putMirror gives a shard that its primary has a mirror. The primary copies it:
+// nodes take a mirror's copy from its partner alone.
 func (s *Store) putMirror(ctx context.Context, a putArgs, crc uint32, primary placement.NodeID, pool *spares) placement.NodeID {
 	for range attemptsMax {
 		mirror := pool.take()
 		if mirror == "" || ctx.Err() != nil {
 			return ""
 		}
-		req := &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
-			Manifest: a.manifest, Index: uint32(a.index), Lock: a.lock, Crc32C: crc,
-			MirrorCopy: true, Partner: string(primary),
-		}}}
-		rctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
-		_, _, err := s.t.Call(rctx, mirror, req, a.body)
-		cancel()
-		if err == nil {
+		if mirrored, err := s.put(ctx, a, crc, primary, mirror); err == nil && mirrored {
 			return mirror
 		}
 	}
 	return ""
+}
+
+// put stores one shard at its primary, which copies it to its mirror, if any.
+func (s *Store) put(ctx context.Context, a putArgs, crc uint32, primary, mirror placement.NodeID) (mirrored bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.o.RequestTimeout)
+	defer cancel()
+	rep, _, err := s.t.Call(ctx, primary, &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
+		Manifest: a.manifest, Index: uint32(a.index), Lock: a.lock, Crc32C: crc, Mirror: string(mirror), Partner: string(mirror),
+	}}}, a.body)
+	return rep.GetPutShard().GetMirrored(), err
 }
 
 // Publish hands the index records of stripes to their keepers and commits
