@@ -57,3 +57,7 @@ bench-quick: ## the same with small sizes: 3 minutes at most
 .PHONY: bench-stages
 bench-stages: ## measure the stages alone
 	go run ./bench -stages
+
+.PHONY: integration
+integration: ## the whole system with real processes, real mounts and faults; DEFS_CRASHES=20 for more crashes
+	go test -count 1 -v -timeout 15m ./integration/
