@@ -111,7 +111,7 @@ func run(ctx context.Context, p plan) (err error) {
 	build := exec.CommandContext(ctx, "go", "build", "-o", s.bin()+"/", "./cmd/defs", "./cmd/defs-mount", "./bench/nullfs")
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build: %w: %s", err, out)
+		return fmt.Errorf("build: %w: %s", errors.Join(err, ctx.Err()), out)
 	}
 	in, err := newInput(ctx, s, p)
 	if err != nil {

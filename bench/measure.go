@@ -43,25 +43,27 @@ func measure(ctx context.Context, s *scratch, p plan, at *place, in *input) (err
 
 	t := newTable(at.name)
 	before := load()
+	var chosen []group
 	for _, g := range groups {
-		if p.groups != "" && !slices.Contains(strings.Split(p.groups, ","), g.name) {
-			continue
-		}
-		for round := range p.rounds {
-			if ctx.Err() != nil {
-				t.remark("%s: %d of %d rounds, the time is over", g.name, round, p.rounds)
-				break
-			}
-			in.renew()
-			for i := range systems {
-				sys := systems[(i+round)%len(systems)]
-				if err := takeTurn(ctx, p, in, sys, g, round, t); err != nil {
-					return err
-				}
-			}
+		if p.groups == "" || slices.Contains(strings.Split(p.groups, ","), g.name) {
+			chosen = append(chosen, g)
 		}
 	}
-	if p.copyGiB > 0 && at.name != "memory" && ctx.Err() == nil {
+	copies := p.copyGiB > 0 && at.name != "memory"
+	for i, g := range chosen {
+		shares := len(chosen) - i
+		if copies {
+			shares += 2
+		}
+		deadline, _ := ctx.Deadline()
+		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(shares))
+		err := takeRounds(share, p, in, systems, g, t)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	if copies && ctx.Err() == nil {
 		if err := copyMuch(ctx, p, m, t); err != nil {
 			t.fail(rowPeak, defsName, err)
 		}
@@ -70,6 +72,24 @@ func measure(ctx context.Context, s *scratch, p plan, at *place, in *input) (err
 	t.add(rowPeak, defsName, 0, float64(m.peak>>20))
 	t.remark("load %s before, %s after", before, load())
 	t.print(os.Stdout)
+	return nil
+}
+
+// takeRounds runs a group on the systems in turns, as often as is wanted and
+// the time allows.
+func takeRounds(ctx context.Context, p plan, in *input, systems []system, g group, t *table) error {
+	for round := range p.rounds {
+		if ctx.Err() != nil {
+			t.remark("%s: %d of %d rounds, the time is over", g.name, round, p.rounds)
+			return nil
+		}
+		in.renew()
+		for i := range systems {
+			if err := takeTurn(ctx, p, in, systems[(i+round)%len(systems)], g, round, t); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
