@@ -109,8 +109,9 @@ const keysMax = 4096
 func NewStore(o Options) *Store {
 	o.EnsureDefaults()
 	s := &Store{o: o, t: o.Transport, log: o.Logger, keys: make(map[keysID]*seal.StripeKeys), answers: newAnswers()}
-	// Counters need only grow within a connection nonce, which changes with
-	// every start of either side.
+	// Counters must grow within a connection nonce, which changes with every
+	// start of either side, but not with every Store on a transport.
+	s.counter.Store(uint64(time.Now().UnixNano()))
 	s.t.Handle(s.answers.serve)
 	return s
 }

@@ -121,54 +121,68 @@ func (f *flusher) files() error {
 	return nil
 }
 
-// file cuts the unplaced runs of one file.
+// file cuts the unplaced runs of one file. A run of very many extents is cut in
+// parts, so that what is held of it is bounded.
 func (f *flusher) file(ino Ino) error {
 	fresh := true // nothing of the file is placed: it was written front to back
-	var run []metastore.Extent
-	var runs [][]metastore.Extent
-	err := f.cut.Extents(ino, 0, 1<<63, func(e metastore.Extent) bool {
-		if e.HasRemote {
-			fresh = false
-			return true
-		}
-		if n := len(run); n > 0 && run[n-1].End() != e.Off {
-			runs, run = append(runs, run), nil
-		}
-		run = append(run, e)
-		return true
-	})
-	if err != nil {
+	if err := f.cut.Extents(ino, 0, 1<<63, func(e metastore.Extent) bool {
+		fresh = !e.HasRemote
+		return fresh
+	}); err != nil {
 		return err
 	}
-	if run != nil {
-		runs = append(runs, run)
-	}
-	for _, run := range runs {
-		r := &runReader{store: f.p.v.store, extents: run}
-		start, end := run[0].Off, run[len(run)-1].End()
-		cut := func(data []byte) error {
-			c := &chunk{ino: ino, off: start, pieces: trim(run, start, start+uint64(len(data)))}
-			start += uint64(len(data))
-			return f.add(c, data)
-		}
-		if fresh {
-			if err := f.cutter.Cut(r, cut); err != nil {
-				return err
+	for at := uint64(0); ; {
+		var run []metastore.Extent
+		if err := f.cut.Extents(ino, at, 1<<63, func(e metastore.Extent) bool {
+			n := len(run)
+			if n > 0 && (e.HasRemote || run[n-1].End() != e.Off || n == runExtentsMax) {
+				return false
 			}
-			continue
-		}
-		for part := range chunker.FixedCut(int64(start), int64(end-start), fixedSliceBytes) {
-			buf := make([]byte, part.Len)
-			if _, err := io.ReadFull(r, buf); err != nil {
-				return err
+			if !e.HasRemote {
+				run = append(run, e)
 			}
-			if err := cut(buf); err != nil {
-				return err
-			}
+			return true
+		}); err != nil {
+			return err
 		}
+		if len(run) == 0 {
+			break
+		}
+		if err := f.cutRun(ino, run, fresh); err != nil {
+			return err
+		}
+		at = run[len(run)-1].End()
 	}
 	if f.policy.Mode == erasure.ModeFile {
 		return f.sealStripe() // stripes of this file alone
+	}
+	return nil
+}
+
+// runExtentsMax bounds the extents of a run that are looked at together.
+const runExtentsMax = 64 << 10
+
+// cutRun cuts adjoining unplaced extents into chunks: by content where the file
+// was written front to back, else on a fixed grid.
+func (f *flusher) cutRun(ino Ino, run []metastore.Extent, fresh bool) error {
+	r := &runReader{store: f.p.v.store, extents: run}
+	start, end := run[0].Off, run[len(run)-1].End()
+	cut := func(data []byte) error {
+		c := &chunk{ino: ino, off: start, pieces: trim(run, start, start+uint64(len(data)))}
+		start += uint64(len(data))
+		return f.add(c, data)
+	}
+	if fresh {
+		return f.cutter.Cut(r, cut)
+	}
+	for part := range chunker.FixedCut(int64(start), int64(end-start), fixedSliceBytes) {
+		buf := make([]byte, part.Len)
+		if _, err := io.ReadFull(r, buf); err != nil {
+			return err
+		}
+		if err := cut(buf); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/defs-fs/defs/cache"
 	"github.com/defs-fs/defs/chunker"
+	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/seal"
 	"github.com/defs-fs/defs/stripe"
@@ -20,8 +22,14 @@ const blockBytesMax = 256 << 10
 // readSwapBytes is how far reads of a sequential reader may be out of order.
 const readSwapBytes = 2 << 20
 
-// readaheadStripes bounds the whole stripes fetched ahead of one reader.
-const readaheadStripes = 4
+const (
+	// readaheadStripes bounds the whole stripes fetched ahead of readers.
+	readaheadStripes = 4
+	// readaheadStripeBytesMax is the largest stripe that is fetched whole.
+	readaheadStripeBytesMax = 16 << 20
+	// sliceReadMax bounds one read of a slice with all that it fetches.
+	sliceReadMax = 27 * time.Second
+)
 
 // fetcher reads placed content: from the cached blocks of a stripe, else from
 // the pool. It implements remoteReader.
@@ -96,6 +104,18 @@ func (f *fetcher) close() {
 // ReadSlice fills dst with plaintext of the slice at, from off bytes past
 // at.Off on.
 func (f *fetcher) ReadSlice(ctx context.Context, at metastore.Remote, off int, dst []byte) error {
+	// Salt and data may each take as long as a stripe's read may.
+	bounded, cancel := context.WithTimeout(ctx, sliceReadMax)
+	defer cancel()
+	err := f.readSlice(bounded, at, off, dst)
+	if err != nil && ctx.Err() == nil && bounded.Err() != nil {
+		// Out of time is a failure to read, not an interruption by the caller.
+		return fmt.Errorf("stripe %v slice %d: not read in %v: %v", erasure.StripeID(at.Stripe), at.Slice, sliceReadMax, err)
+	}
+	return err
+}
+
+func (f *fetcher) readSlice(ctx context.Context, at metastore.Remote, off int, dst []byte) error {
 	info, err := f.info(at.Stripe)
 	if err != nil {
 		return fmt.Errorf("stripe %x: %w", at.Stripe, err)
@@ -255,8 +275,8 @@ func (f *fetcher) fetchNow(ctx context.Context, id [16]byte, info *metastore.Str
 	mine := *info
 	parts, off, changed, err := f.stripes.ReadParts(ctx, id, &mine, first*size, count*size)
 	if changed && f.learned != nil {
-		f.forget(id)
 		f.learned(id, mine)
+		f.forget(id)
 	}
 	if err != nil {
 		return nil, err
@@ -315,8 +335,8 @@ func (f *fetcher) salt(ctx context.Context, id [16]byte, info metastore.StripeIn
 		var changed bool
 		salt, changed, err = f.stripes.Salt(ctx, id, &info)
 		if changed && f.learned != nil {
-			f.forget(id)
 			f.learned(id, info)
+			f.forget(id)
 		}
 		if err == nil && f.salted != nil {
 			f.salted(id, salt)
@@ -358,6 +378,9 @@ func (f *fetcher) Ahead(extents []metastore.Extent) {
 		last = e.Remote.Stripe
 		info, err := f.info(last)
 		if err != nil {
+			return
+		}
+		if info.K*int(info.ShardBytes) > readaheadStripeBytesMax {
 			return
 		}
 		blocks := stripeBlocks(&info)
