@@ -455,7 +455,10 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 	}
 	certificate, err := p2p.FetchCertificate(ctx, recovery.Peer(), o.Peers)
 	if err != nil {
-		return nil, fmt.Errorf("recover: no peer knows these words: %w", err)
+		if errors.Is(err, p2p.ErrNotAdmitted) {
+			return nil, fmt.Errorf("recover: no peer that answered knows a volume of these words: %w: %w", ErrNoHead, err)
+		}
+		return nil, fmt.Errorf("recover: no peer could be asked: %w", err)
 	}
 	temporary, err := os.MkdirTemp(o.Dir, "recovery-")
 	if err != nil {

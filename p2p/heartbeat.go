@@ -266,7 +266,7 @@ func (h *Host) bootstrap() {
 			ctx, cancel := context.WithTimeout(h.ctx, h.o.DialTimeout)
 			defer cancel()
 			if err := h.net.Connect(ctx, info); err != nil && !errors.Is(err, context.Canceled) {
-				h.log.Info("A bootstrap address does not answer; it will be tried again.", "peer", info.ID.String(), "err", err)
+				h.log.Debug("A bootstrap address does not answer; it will be tried again.", "peer", info.ID.String(), "err", err)
 			}
 		})
 	}

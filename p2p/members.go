@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/multiformats/go-multiaddr"
 	"github.com/zeebo/blake3"
 	"golang.org/x/time/rate"
 
@@ -274,12 +273,6 @@ func (t *memberTable) sender(m *member, now time.Time) (from Peer, ok bool) {
 		return Peer{}, false
 	}
 	return Peer{Member: t.view(m, now), Nonce: m.nonce}, true
-}
-
-func (t *memberTable) addrs(m *member) []multiaddr.Multiaddr {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return m.said.addrs
 }
 
 // unread returns a channel that closes at the next change.

@@ -70,9 +70,8 @@ func newNetwork(o HostOptions, gate *gate) (host.Host, error) {
 		libp2p.ResourceManager(resources),
 		libp2p.ConnectionManager(conns),
 		libp2p.ConnectionGater(gate),
-		libp2p.DialRanker(rankTCPFirst),
 		libp2p.WithDialTimeout(o.DialTimeout),
-		libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(o.DialTimeout)),
+		libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(o.DialTimeout), swarm.WithDialRanker(rankTCPFirst)),
 		libp2p.DisableMetrics(), // they go to a registry shared by the whole process
 		libp2p.Ping(false),
 		libp2p.UserAgent("defs"),

@@ -79,6 +79,7 @@ func (h *Host) serveCertificate(s network.Stream) {
 // certificate of the recovery member whose key this is. It listens on nothing
 // and leaves no connection open. The caller owns the result, whose signatures
 // are the pool's to check: the words do not tell which pool it is.
+// errors.Is(err, ErrNotAdmitted) when a peer answered and knows no such member.
 func FetchCertificate(ctx context.Context, key ed25519.PrivateKey, addrs []string) (*wire.Certificate, error) {
 	id, err := NodeIDOf(key)
 	if err != nil {
@@ -114,6 +115,9 @@ func FetchCertificate(ctx context.Context, key ed25519.PrivateKey, addrs []strin
 			defer func() { _ = s.Reset() }()
 			_ = s.SetReadDeadline(time.Now().Add(fetchTimeout))
 			b, err := io.ReadAll(io.LimitReader(s, strangerMessageMax))
+			if errors.Is(err, network.ErrReset) {
+				return nil, fmt.Errorf("%w: the peer knows no such recovery member", ErrNotAdmitted)
+			}
 			if err != nil {
 				return nil, err
 			}
