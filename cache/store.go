@@ -200,8 +200,7 @@ func Open(o Options) (*Store, error) {
 	s.session.aead = newGCM(s.session.key[:])
 	s.slices = newSliceCache(o.MaxMemoryBytes)
 	if err := s.recover(); err != nil {
-		s.closeFiles()
-		return nil, fmt.Errorf("cache: open %s: %w", o.Dir, err)
+		return nil, fmt.Errorf("cache: open %s: %w", o.Dir, errors.Join(err, s.closeFiles()))
 	}
 	go s.flusher()
 	go s.cleaner()

@@ -202,7 +202,7 @@ func TestReplyIsBounded(t *testing.T) {
 type endless struct{}
 
 func (endless) RoundTrip(r *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: 200, Body: io.NopCloser(io.MultiReader(strings.NewReader(`"`), zeros{})), Request: r}, nil
+	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(io.MultiReader(strings.NewReader(`"`), zeros{})), Request: r}, nil
 }
 
 type zeros struct{}

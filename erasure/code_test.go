@@ -86,7 +86,7 @@ func TestEveryLossPattern(t *testing.T) {
 			for i := range bodies { // a short range is the same code and keeps the test quick
 				bodies[i] = bodies[i][:erasure.ColumnBytes+200]
 			}
-			for lost := uint(0); lost < 1<<(k+m); lost++ {
+			for lost := range uint(1) << (k + m) {
 				label := fmt.Sprintf("%d+%d without %b", k, m, lost)
 				kept := without(bodies, lost)
 				columns := make([][]byte, k+m)

@@ -109,7 +109,7 @@ func (f *sealedReader) index(buf []byte) error {
 		if err != nil {
 			return err
 		}
-		for i := 0; i < count; i++ {
+		for i := range count {
 			slot := first + i
 			h, block, ok := f.openSlot(raw[min(i*slotBytes, len(raw)):], slot)
 			switch {

@@ -368,9 +368,7 @@ func TestRealHosts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, a := range h.Addrs() {
-			bootstrap = append(bootstrap, a)
-		}
+		bootstrap = append(bootstrap, h.Addrs()...)
 		return h, dir
 	}
 	var nodes []*member

@@ -122,7 +122,7 @@ func (v *Volume) readExtents(ctx context.Context, extents []metastore.Extent, of
 		clear(dst[at-off : from-off])
 		at = to
 		part, skip := dst[from-off:to-off], int(from-e.Off)
-		err := error(cache.ErrEvicted)
+		var err error = cache.ErrEvicted
 		if e.HasLocal() {
 			err = v.store.ReadAt(e.Local, int(e.LocalOff)+skip, part)
 		}

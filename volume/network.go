@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/stripe"
@@ -51,7 +52,9 @@ func (v *Volume) connect(dev *Device, transport p2p.Transport) error {
 	}
 	n.fetcher.learned = n.publisher.learned
 	n.fetcher.salted = func(id [16]byte, salt [32]byte) {
-		n.publisher.commit(func(t *tx) error { t.PutSalt(id, salt); return nil })
+		if _, err := n.publisher.commit(func(t *tx) error { t.PutSalt(id, salt); return nil }); err != nil {
+			n.publisher.log.Debug("a salt is not kept; it is asked for again", "stripe", erasure.StripeID(id), "err", err)
+		}
 	}
 	if err := n.publisher.findUnpublished(); err != nil {
 		return err
@@ -73,7 +76,7 @@ func (n *network) close() {
 
 // learned keeps holders that keepers or the pool have told.
 func (p *publisher) learned(id [16]byte, info metastore.StripeInfo) {
-	p.commit(func(t *tx) error {
+	if _, err := p.commit(func(t *tx) error {
 		now, err := t.v.db.Stripe(id)
 		if err != nil {
 			return err
@@ -81,7 +84,9 @@ func (p *publisher) learned(id [16]byte, info metastore.StripeInfo) {
 		now.Holders, now.Complete = info.Holders, false
 		t.PutStripe(id, now)
 		return nil
-	})
+	}); err != nil {
+		p.log.Debug("new holders are not kept; they are looked up again", "stripe", erasure.StripeID(id), "err", err)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.partial[id] = true

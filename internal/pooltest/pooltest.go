@@ -51,7 +51,7 @@ func New(t testing.TB, nodes int) *Pool {
 		}
 		ctx, stop := context.WithCancel(context.Background())
 		done := make(chan struct{})
-		go func() { defer close(done); n.Run(ctx) }()
+		go func() { defer close(done); _ = n.Run(ctx) }()
 		t.Cleanup(func() {
 			stop()
 			<-done
