@@ -184,28 +184,6 @@ func (s *Store) keepers(blind erasure.BlindID, m int, mirrored bool, factor int)
 	return placement.Keepers(blind, ids, factor*placement.KeeperCount(m, mirrored, len(ids)))
 }
 
-// writeKeepers returns whom to give an index record: the keepers, and for each
-// that does not answer now the next in rank that does, which stands in until
-// the pool has settled. count is how many of them are to acknowledge.
-func (s *Store) writeKeepers(blind erasure.BlindID, m int, mirrored bool) (ids []placement.NodeID, count int) {
-	alive := make(map[placement.NodeID]bool)
-	for _, n := range s.nodes() {
-		alive[n.ID] = n.Alive
-	}
-	count = len(s.keepers(blind, m, mirrored, 1))
-	answering := 0
-	for i, id := range s.keepers(blind, m, mirrored, 2) {
-		if i >= count && (answering >= count || !alive[id]) {
-			continue
-		}
-		ids = append(ids, id)
-		if alive[id] {
-			answering++
-		}
-	}
-	return ids, count
-}
-
 // authorize signs one operation on one shard at one node.
 func (s *Store) authorize(ctx context.Context, keys *seal.StripeKeys, kind seal.OperationKind, index int, node placement.NodeID) (*wire.Authorization, error) {
 	nonce, err := s.t.Nonce(ctx, node)

@@ -411,7 +411,7 @@ func (f *fetcher) Ahead(extents []metastore.Extent) {
 			if _, err := f.salt(f.ctx, id, info); err != nil {
 				return
 			}
-			f.fetch(f.ctx, id, &info, 0, blocks)
+			_, _ = f.fetch(f.ctx, id, &info, 0, blocks) // a read that needs it asks again, and tells
 		}()
 	}
 }
