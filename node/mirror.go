@@ -23,6 +23,7 @@ import (
 const (
 	roundShardsMax = 4096 // copied in one round
 	triesMax       = 4    // nodes tried for one copy
+	restRounds     = 8    // between two tries to settle the same difference
 )
 
 // inventory sums up the shards shared with one partner: how many, and the
@@ -43,7 +44,7 @@ type mirrors struct {
 
 type difference struct {
 	ours, theirs inventory
-	settled      bool // what could be sent has been sent
+	rest         int // rounds to wait, because what could be sent has been sent
 }
 
 type cachedInventory struct {
@@ -383,20 +384,24 @@ func (n *Node) compare(ctx context.Context, partner placement.NodeID) error {
 	n.mirrors.mu.Lock()
 	before := n.mirrors.differ[partner]
 	lasts := before.ours == ours && before.theirs == theirs
-	if ours == theirs {
+	switch {
+	case ours == theirs:
 		delete(n.mirrors.differ, partner)
-	} else if !lasts {
+	case !lasts:
 		n.mirrors.differ[partner] = difference{ours: ours, theirs: theirs}
+	case before.rest > 0:
+		// The partner may lose again just what it had been sent.
+		n.mirrors.differ[partner] = difference{ours: ours, theirs: theirs, rest: before.rest - 1}
 	}
 	n.mirrors.mu.Unlock()
-	if ours == theirs || !lasts || before.settled {
+	if ours == theirs || !lasts || before.rest > 0 {
 		return nil
 	}
 	if err := n.sendMissing(ctx, partner); err != nil {
 		return err
 	}
 	n.mirrors.mu.Lock()
-	n.mirrors.differ[partner] = difference{ours: ours, theirs: theirs, settled: true}
+	n.mirrors.differ[partner] = difference{ours: ours, theirs: theirs, rest: restRounds}
 	n.mirrors.mu.Unlock()
 	return nil
 }
