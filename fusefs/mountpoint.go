@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -86,35 +87,59 @@ func deviceOf(path string) (string, error) {
 	return mounts[len(mounts)-1].device, nil
 }
 
+// Mounted is a mount of a volume, by any process.
+type Mounted struct {
+	Source     string // Options.FsName
+	Mountpoint string
+}
+
+// Mounts lists the mounts of volumes on this machine, oldest first. It does not touch them: a dead one cannot answer.
+func Mounts() ([]Mounted, error) {
+	mounts, err := readMounts()
+	var ours []Mounted
+	for _, m := range mounts {
+		if m.fsType == fsType {
+			ours = append(ours, Mounted{m.source, m.path})
+		}
+	}
+	return ours, err
+}
+
 // mounted is a line of the mount table.
 type mounted struct {
 	device string // MAJOR:MINOR
+	path   string
 	fsType string
+	source string
 }
 
+// mountsAt returns the mounts at path, lowest first.
 func mountsAt(path string) ([]mounted, error) {
+	mounts, err := readMounts()
+	return slices.DeleteFunc(mounts, func(m mounted) bool { return m.path != path }), err
+}
+
+func readMounts() ([]mounted, error) {
 	table, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	defer table.Close()
-	return parseMounts(table, path)
+	return parseMounts(table)
 }
 
-// parseMounts reads a mount table (proc_pid_mountinfo(5)) and returns the mounts at path, lowest first.
-func parseMounts(table io.Reader, path string) ([]mounted, error) {
+// parseMounts reads a mount table (proc_pid_mountinfo(5)), oldest mounts first.
+func parseMounts(table io.Reader) ([]mounted, error) {
 	var mounts []mounted
 	lines := bufio.NewScanner(table)
 	for lines.Scan() {
 		before, after, found := strings.Cut(lines.Text(), " - ")
 		fields := strings.Fields(before)
 		tail := strings.Fields(after)
-		if !found || len(fields) < 5 || len(tail) < 1 {
+		if !found || len(fields) < 5 || len(tail) < 2 {
 			return nil, errors.New("mount table: a line is not as expected")
 		}
-		if unescapeMountPath(fields[4]) == path {
-			mounts = append(mounts, mounted{fields[2], tail[0]})
-		}
+		mounts = append(mounts, mounted{fields[2], unescapeMountPath(fields[4]), tail[0], unescapeMountPath(tail[1])})
 	}
 	return mounts, lines.Err()
 }

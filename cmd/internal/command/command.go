@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/mattn/go-isatty"
@@ -52,7 +53,14 @@ func Defs(args []string, s Streams) int {
 		Use:   "defs",
 		Short: "A folder that lives on your peers",
 		Long: `A folder that lives on your peers: encrypted here, erasure-coded, and scattered
-over machines that can neither read it nor lose it.`,
+over machines that can neither read it nor lose it.
+
+Exit codes: 0 done, 1 failed, 3 done in part, 4 degraded, 5 not yet durable,
+10 no such volume, 12 wrong words, 13 no space, 14 mountpoint cannot be used,
+64 wrong usage, 124 timed out.`,
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		root.Version = info.Main.Version
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	config.AddFlags(root.PersistentFlags(), "data", "volume", "log-level")
@@ -120,7 +128,7 @@ func (a *app) run(root *cobra.Command, args []string) int {
 func args(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
-			return usage("%d arguments given; it is used as: %s", len(args), cmd.UseLine())
+			return usage("%s given; it is used as: %s", plural(len(args), "argument"), cmd.UseLine())
 		}
 		return nil
 	}

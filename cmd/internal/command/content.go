@@ -78,7 +78,14 @@ func (a *app) getCommand() *cobra.Command {
 			if err := errors.Join(s.Download(cmd.Context(), id, f), f.Sync(), f.Close()); err != nil {
 				return err
 			}
-			return os.Rename(f.Name(), path)
+			if err := os.Rename(f.Name(), path); err != nil {
+				return err
+			}
+			return a.print(struct {
+				Schema int    `json:"schema"`
+				ID     string `json:"id"`
+				File   string `json:"file"`
+			}{control.Schema, id, path}, func(io.Writer) {})
 		},
 	}
 	config.AddFlags(cmd.Flags(), openFlags...)

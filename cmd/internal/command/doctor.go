@@ -52,9 +52,14 @@ func (a *app) doctorCommand() *cobra.Command {
 			if err == nil {
 				_, err = volume.LoadDevice(dir)
 			}
-			if err != nil {
+			switch code := exitCode(err); {
+			case code == exitNoVolume:
 				exams = append(exams, exam{"volume", examWarn, err.Error()})
-			} else {
+			case code == exitUsage:
+				exams = append(exams, exam{"settings", examFailed, err.Error()})
+			case err != nil:
+				exams = append(exams, exam{"volume", examFailed, err.Error()})
+			default:
 				exams = append(exams, examDisk(dir), a.examReach(cmd))
 			}
 			failed := false
@@ -99,13 +104,13 @@ func examHelper() exam {
 }
 
 func examMounts(fix bool) exam {
-	mounts, err := defsMounts()
+	mounts, err := fusefs.Mounts()
 	if err != nil {
 		return exam{"mounts", examFailed, err.Error()}
 	}
 	var dead, silent, fixed int
 	for _, m := range mounts {
-		err := statfs(m.point)
+		err := statfs(m.Mountpoint)
 		if errors.Is(err, context.DeadlineExceeded) {
 			silent++
 		}
@@ -114,7 +119,7 @@ func examMounts(fix bool) exam {
 		}
 		dead++
 		if fix {
-			if cleaned, err := fusefs.CleanStale(m.point); err != nil {
+			if cleaned, err := fusefs.CleanStale(m.Mountpoint); err != nil {
 				return exam{"mounts", examFailed, err.Error()}
 			} else if cleaned {
 				fixed++
@@ -212,5 +217,5 @@ func (a *app) examReach(cmd *cobra.Command) exam {
 	case st.Health.Degraded > 0:
 		return exam{"peers", examWarn, fmt.Sprintf("%d nodes alive, %d stripes have fewer shards than they should", st.Pool.Nodes, st.Health.Degraded)}
 	}
-	return exam{"peers", examFine, fmt.Sprintf("%d nodes alive on %d hosts", st.Pool.Nodes, st.Pool.Hosts)}
+	return exam{"peers", examFine, fmt.Sprintf("%s on %s alive", plural(st.Pool.Nodes, "node"), plural(st.Pool.Hosts, "host"))}
 }

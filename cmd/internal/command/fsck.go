@@ -45,11 +45,14 @@ changes nothing, except that opening a volume finishes what a crash left undone.
 				return err
 			}
 			if _, err := volume.LoadDevice(dir); err != nil {
-				return fmt.Errorf("%s: %w", dir, err)
+				return err
 			}
 			if client, err := control.Dial(cmd.Context(), dir); err == nil {
 				client.Close()
-				return errors.New("the volume is in use: unmount it first")
+				if at := mountedAt(cmd.Context(), dir); at != "" {
+					return fmt.Errorf("the volume is mounted at %s: unmount it first", at)
+				}
+				return errors.New("the volume is in use by another command: try again when it has ended")
 			}
 			opened, err := a.open(cmd, o, dir)
 			if err != nil {

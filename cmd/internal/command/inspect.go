@@ -73,7 +73,7 @@ func (a *app) inspectedFile(cmd *cobra.Command, path string) (url.Values, error)
 		return nil, err
 	}
 	if !cmd.Flag("data").Changed && !cmd.Flag("volume").Changed {
-		if err := cmd.Flags().Set("data", m.dir()); err != nil {
+		if err := cmd.Flags().Set("data", volumeDir(m)); err != nil {
 			return nil, err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -45,7 +46,9 @@ func (a *app) mountCommand(use string, argsMin int) *cobra.Command {
 options of mount(8) and every setting: -o ro,noatime,data=DIR,peers=@FILE.
 Installed as /sbin/mount.fuse.defs it serves fstab:
 
-    home  /home/me/DeFS  fuse.defs  noauto,user,allow_other  0 0`,
+    /home/me/.local/share/defs/volumes/home  /home/me/DeFS  fuse.defs  noauto,user,allow_other  0 0
+
+There the volume is given as a directory: mount(8) may take a name for a path.`,
 		Args: args(argsMin, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var name string
@@ -56,10 +59,23 @@ Installed as /sbin/mount.fuse.defs it serves fstab:
 			if err != nil {
 				return err
 			}
-			if detach && !isDaemon() {
-				return a.detach(m)
+			if isDaemon() {
+				return a.mount(cmd.Context(), m)
 			}
-			return a.mount(cmd.Context(), m)
+			if entries, err := os.ReadDir(m.mountpoint); err == nil && len(entries) > 0 {
+				fmt.Fprintf(a.Err, "%s is not empty: what is in it is hidden while the volume is mounted there.\n", m.mountpoint)
+			}
+			if !detach {
+				return a.mount(cmd.Context(), m)
+			}
+			if err := a.detach(m); err != nil {
+				return err
+			}
+			return a.print(struct {
+				Schema     int    `json:"schema"`
+				Volume     string `json:"volume"`
+				Mountpoint string `json:"mountpoint"`
+			}{control.Schema, m.source, m.mountpoint}, func(io.Writer) {})
 		},
 	}
 	cmd.Flags().StringArrayVarP(&optionLists, "options", "o", nil, "mount options, separated by commas")
@@ -89,7 +105,7 @@ func (a *app) mounting(cmd *cobra.Command, name, mountpoint, optionList string) 
 		return m, &exitError{exitNoVolume, find}
 	}
 	if _, err := volume.LoadDevice(m.dir); err != nil {
-		return m, fmt.Errorf("%s: %w", m.dir, err)
+		return m, err
 	}
 	if filepath.Dir(m.dir) != config.VolumesDir() {
 		m.source = m.dir // `defs umount` finds the volume by it
@@ -100,7 +116,30 @@ func (a *app) mounting(cmd *cobra.Command, name, mountpoint, optionList string) 
 	if err != nil {
 		return m, &exitError{exitMountpoint, err}
 	}
+	if at := mountedAt(cmd.Context(), m.dir); at != "" {
+		return m, fmt.Errorf("%s is mounted at %s already: unmount it first", m.source, at)
+	}
 	return m, nil
+}
+
+// mountedAt returns where another process shows the volume in dir; "" where
+// none does, or one that is just ending.
+func mountedAt(ctx context.Context, dir string) string {
+	ctx, cancel := context.WithTimeout(ctx, mountAnswerTimeout)
+	defer cancel()
+	client, err := control.Dial(ctx, dir)
+	if err != nil {
+		return ""
+	}
+	defer client.Close()
+	st, err := client.Status(ctx)
+	if err != nil || !st.Mounted {
+		return ""
+	}
+	if _, err := mountAt(st.Mountpoint); err != nil {
+		return ""
+	}
+	return st.Mountpoint
 }
 
 // usableMountpoint returns the absolute path of a directory on which the volume
@@ -122,13 +161,13 @@ func usableMountpoint(path, dir string) (string, error) {
 	if path, err = filepath.EvalSymlinks(path); err != nil {
 		return "", err
 	}
-	mounts, err := defsMounts()
+	mounts, err := fusefs.Mounts()
 	if err != nil {
 		return "", err
 	}
 	for _, m := range mounts {
-		if m.point == path {
-			return "", fmt.Errorf("%s is mounted at %s already", m.source, path)
+		if m.Mountpoint == path {
+			return "", fmt.Errorf("%s is mounted at %s already", m.Source, path)
 		}
 	}
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {

@@ -42,6 +42,9 @@ standard input; never from the command line, which others can read.`,
 			if err != nil {
 				return err
 			}
+			if len(addrs) == 0 && len(o.Peers) > 0 {
+				return fmt.Errorf("there is no address in %s", strings.Join(o.Peers, ", "))
+			}
 			if len(addrs) == 0 {
 				return usage("give the address of at least one node of the pool: --peer /ip4/192.0.2.1/tcp/4001/p2p/ID, or --peer @FILE")
 			}

@@ -42,7 +42,7 @@ func (a *app) connect(cmd *cobra.Command) (*session, error) {
 		return nil, err
 	}
 	if _, err := volume.LoadDevice(dir); err != nil {
-		return nil, fmt.Errorf("%s: %w", dir, err)
+		return nil, err
 	}
 	ctx := cmd.Context()
 	client, err := control.Dial(ctx, dir)

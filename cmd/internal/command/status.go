@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -67,9 +68,9 @@ func writeStatus(out io.Writer, s control.Status) {
 	row("durable", "%s", size(s.Bytes.Durable))
 	row("journal", "%s of %s", size(s.Journal.Bytes), size(s.Journal.MaxBytes))
 	row("cache", "%s of %s", size(s.Cache.CleanBytes), size(s.Cache.MaxBytes))
-	row("pool", "%d nodes on %d hosts alive", s.Pool.Nodes, s.Pool.Hosts)
+	row("pool", "%s on %s alive", plural(s.Pool.Nodes, "node"), plural(s.Pool.Hosts, "host"))
 	row("stripes", "%d, %d degraded, %d lost", s.Health.Stripes, s.Health.Degraded, s.Health.Lost)
-	row("survives", "the loss of %d nodes, or %d hosts", s.SurvivesLosses.Nodes, s.SurvivesLosses.Hosts)
+	row("survives", "the loss of %s, or %s", plural(s.SurvivesLosses.Nodes, "node"), plural(s.SurvivesLosses.Hosts, "host"))
 	if s.Published != nil {
 		row("published", "%s", humanize.Time(*s.Published))
 	}
@@ -83,6 +84,9 @@ func writeStatus(out io.Writer, s control.Status) {
 		row("problem", "%s", s.Problem)
 	}
 }
+
+// plural is a number of things, such as 1 node and 2 nodes.
+func plural(n int, thing string) string { return english.Plural(n, thing, "") }
 
 func size[T int64 | uint64 | uint32](n T) string { return humanize.IBytes(uint64(max(n, 0))) }
 

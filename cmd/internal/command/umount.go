@@ -1,14 +1,12 @@
 package command
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,7 +32,13 @@ func (a *app) umountCommand() *cobra.Command {
 				ctx, cancel = context.WithTimeout(ctx, timeout)
 				defer cancel()
 			}
-			return a.umount(ctx, args[0], durable)
+			if err := a.umount(ctx, args[0], durable); err != nil {
+				return err
+			}
+			return a.print(struct {
+				Schema     int    `json:"schema"`
+				Mountpoint string `json:"mountpoint"`
+			}{control.Schema, args[0]}, func(io.Writer) {})
 		},
 	}
 	cmd.Flags().BoolVar(&durable, "durable", false, "first wait until the peers have everything")
@@ -47,15 +51,15 @@ func (a *app) umount(ctx context.Context, path string, durable bool) error {
 	if err != nil {
 		return &exitError{exitMountpoint, err}
 	}
-	if cleaned, err := fusefs.CleanStale(m.point); err != nil || cleaned {
+	if cleaned, err := fusefs.CleanStale(m.Mountpoint); err != nil || cleaned {
 		return err
 	}
-	client, err := control.Dial(ctx, m.dir())
+	client, err := control.Dial(ctx, volumeDir(m))
 	if err != nil {
 		if durable {
-			return fmt.Errorf("cannot ask the process that serves %s whether the peers have everything: %w", m.point, err)
+			return fmt.Errorf("cannot ask the process that serves %s whether the peers have everything: %w", m.Mountpoint, err)
 		}
-		return unmountPath(m.point)
+		return unmountPath(m.Mountpoint)
 	}
 	defer client.Close()
 	if durable {
@@ -68,61 +72,23 @@ func (a *app) umount(ctx context.Context, path string, durable bool) error {
 	}
 	closed, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
-	return waitClosed(closed, m.dir())
+	return waitClosed(closed, volumeDir(m))
 }
 
-// defsMount is one line of the mount table.
-type defsMount struct{ source, point string }
-
-// dir is the directory of the mounted volume.
-func (m defsMount) dir() string {
-	if filepath.IsAbs(m.source) {
-		return m.source
+// volumeDir is the directory of a mounted volume.
+func volumeDir(m fusefs.Mounted) string {
+	if filepath.IsAbs(m.Source) {
+		return m.Source
 	}
-	return filepath.Join(config.VolumesDir(), m.source)
-}
-
-// defsMounts lists the mounts of volumes, oldest first.
-func defsMounts() ([]defsMount, error) {
-	f, err := os.Open("/proc/self/mountinfo") // proc_pid_mountinfo(5)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	var out []defsMount
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		before, after, found := strings.Cut(lines.Text(), " - ")
-		head, tail := strings.Fields(before), strings.Fields(after)
-		if found && len(head) >= 5 && len(tail) >= 2 && tail[0] == "fuse.defs" {
-			out = append(out, defsMount{unescapeOctal(tail[1]), unescapeOctal(head[4])})
-		}
-	}
-	return out, lines.Err()
-}
-
-// unescapeOctal decodes the \ooo of the mount table.
-func unescapeOctal(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+4 <= len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
+	return filepath.Join(config.VolumesDir(), m.Source)
 }
 
 // mountAt finds the topmost mount of a volume at path. It does not touch the
 // mount itself, whose process may be dead.
-func mountAt(path string) (defsMount, error) {
+func mountAt(path string) (fusefs.Mounted, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
-		return defsMount{}, err
+		return fusefs.Mounted{}, err
 	}
 	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
 		abs = filepath.Join(parent, filepath.Base(abs))
@@ -130,27 +96,27 @@ func mountAt(path string) (defsMount, error) {
 	if target, err := filepath.EvalSymlinks(abs); err == nil {
 		abs = target
 	}
-	mounts, err := defsMounts()
+	mounts, err := fusefs.Mounts()
 	if err != nil {
-		return defsMount{}, err
+		return fusefs.Mounted{}, err
 	}
 	for i := len(mounts) - 1; i >= 0; i-- {
-		if mounts[i].point == abs {
+		if mounts[i].Mountpoint == abs {
 			return mounts[i], nil
 		}
 	}
-	return defsMount{}, fmt.Errorf("no volume is mounted at %s", abs)
+	return fusefs.Mounted{}, fmt.Errorf("no volume is mounted at %s", abs)
 }
 
 // mountAbove finds the mount that holds path.
-func mountAbove(path string) (defsMount, bool) {
-	mounts, err := defsMounts()
+func mountAbove(path string) (fusefs.Mounted, bool) {
+	mounts, err := fusefs.Mounts()
 	if err != nil {
-		return defsMount{}, false
+		return fusefs.Mounted{}, false
 	}
-	best, found := defsMount{}, false
+	best, found := fusefs.Mounted{}, false
 	for _, m := range mounts {
-		if (path == m.point || strings.HasPrefix(path, m.point+"/")) && len(m.point) >= len(best.point) {
+		if (path == m.Mountpoint || strings.HasPrefix(path, m.Mountpoint+"/")) && len(m.Mountpoint) >= len(best.Mountpoint) {
 			best, found = m, true
 		}
 	}
