@@ -37,6 +37,7 @@ type Node struct {
 
 	putBytes  *semaphore.Weighted
 	readBytes *semaphore.Weighted
+	buffers   sync.Pool // of *[]byte, for reads
 	counters  counters
 	stripes   reservations
 	answers   *rate.Limiter

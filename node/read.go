@@ -35,11 +35,21 @@ func (n *Node) getShard(ctx context.Context, from p2p.Peer, op *wire.GetShard) (
 	if err := n.take(ctx, n.readBytes, room); err != nil {
 		return nil, nil, err
 	}
-	defer n.readBytes.Release(room)
-
-	r, err := n.store.ReadShard(key, off, length, nil)
+	buf, _ := n.buffers.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	// The reply is sent out of the buffer, which counts until then.
+	if !p2p.AfterReply(ctx, func() { n.buffers.Put(buf); n.readBytes.Release(room) }) {
+		buf = new([]byte)
+		defer n.readBytes.Release(room)
+	}
+	r, err := n.store.ReadShard(key, off, length, *buf)
 	if err != nil {
 		return nil, nil, n.readError(key, err)
+	}
+	if cap(r.Coded) > cap(*buf) {
+		*buf = r.Coded[:0]
 	}
 	columnHash := erasure.ColumnHash(r.Column[:])
 	rep := &wire.GetShardReply{ColumnHash: columnHash[:]}

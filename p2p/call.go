@@ -117,7 +117,8 @@ func (h *Host) callSelf(ctx context.Context, op string, req *wire.Request, body 
 		Member: Member{ID: h.id, Role: Role(h.o.Certificate.Role), Host: h.o.Host, Zone: h.o.Zone, Certificate: h.o.Certificate},
 		Nonce:  h.drawNonce(h.id, h.session),
 	}
-	rep, replyBody := h.handle(ctx, from, req, body)
+	rep, replyBody, sent := h.handle(ctx, from, req, body)
+	defer sent()
 	if rep.Status != wire.Status_STATUS_OK {
 		return rep, nil, &StatusError{Op: op, Peer: h.id, Status: rep.Status, Message: rep.Error}
 	}

@@ -18,8 +18,8 @@
 // one peer.
 //
 // Buffers: the body given to a Handler is the host's again once the handler
-// has returned. The reply body that a handler returns must not change
-// afterwards. The body that Call returns belongs to the caller.
+// has returned. The reply body that a handler returns must not change until
+// AfterReply says that it is sent. The body that Call returns belongs to the caller.
 //
 // A crash loses nothing but the newest changes of the member file, which is a
 // cache of addresses: the pool tells them again.

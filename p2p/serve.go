@@ -111,7 +111,8 @@ func (h *Host) serveRequest(s network.Stream, r *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
-	rep, replyBody := h.serveOp(from, req, body)
+	rep, replyBody, sent := h.serveOp(from, req, body)
+	defer sent()
 	return writeFrame(s, rep, replyBody, step)
 }
 
@@ -127,8 +128,8 @@ func (h *Host) refuse(s network.Stream, step func(), status wire.Status, message
 }
 
 // serveOp answers what concerns the pool itself and leaves the rest to the
-// handler.
-func (h *Host) serveOp(from Peer, req *wire.Request, body []byte) (*wire.Reply, []byte) {
+// handler. The caller calls sent when the reply is out or lost.
+func (h *Host) serveOp(from Peer, req *wire.Request, body []byte) (_ *wire.Reply, _ []byte, sent func()) {
 	rep := &wire.Reply{Version: WireVersion}
 	switch op := req.Op.(type) {
 	case *wire.Request_Heartbeat:
@@ -139,29 +140,32 @@ func (h *Host) serveOp(from Peer, req *wire.Request, body []byte) (*wire.Reply, 
 	default:
 		return h.handle(h.ctx, from, req, body)
 	}
-	return rep, nil
+	return rep, nil, func() {}
 }
 
 // handle runs the handler, and logs what its caller is not told.
-func (h *Host) handle(ctx context.Context, from Peer, req *wire.Request, body []byte) (*wire.Reply, []byte) {
+func (h *Host) handle(ctx context.Context, from Peer, req *wire.Request, body []byte) (_ *wire.Reply, _ []byte, sent func()) {
 	var handler Handler
 	if f := h.handler.Load(); f != nil {
 		handler = *f
 	}
-	rep, replyBody, err := Answer(ctx, handler, from, req, body)
+	rep, replyBody, sent, err := Answer(ctx, handler, from, req, body)
 	if err != nil {
 		h.log.Error("A request failed.", "op", OpOf(req), "peer", string(from.Member.ID), "err", err)
 	}
-	return rep, replyBody
+	return rep, replyBody, sent
 }
 
 // Answer runs handler, which may be nil, and makes of its result a reply that
 // can be sent. The error is for the log of this side: what STATUS_INTERNAL
 // stands for. Handlers that panic have failed: one bad request must not end a
-// node that holds the shards of others.
-func Answer(ctx context.Context, handler Handler, from Peer, req *wire.Request, body []byte) (rep *wire.Reply, replyBody []byte, err error) {
+// node that holds the shards of others. The transport calls sent when it needs
+// the reply body no more; what AfterReply was given runs then.
+func Answer(ctx context.Context, handler Handler, from Peer, req *wire.Request, body []byte) (rep *wire.Reply, replyBody []byte, sent func(), err error) {
+	after := &afterReply{}
+	sent = after.run
 	if handler == nil {
-		return &wire.Reply{Version: WireVersion, Status: wire.Status_STATUS_BUSY, Error: "not ready yet"}, nil, nil
+		return &wire.Reply{Version: WireVersion, Status: wire.Status_STATUS_BUSY, Error: "not ready yet"}, nil, sent, nil
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -169,7 +173,7 @@ func Answer(ctx context.Context, handler Handler, from Peer, req *wire.Request, 
 			err = fmt.Errorf("handler panicked: %v\n%s", p, debug.Stack())
 		}
 	}()
-	rep, replyBody, err = handler(ctx, from, req, body)
+	rep, replyBody, err = handler(context.WithValue(ctx, afterReplyKey{}, after), from, req, body)
 	if err == nil && len(replyBody) > BodyBytesMax {
 		err = fmt.Errorf("%w: reply body of %d bytes, at most %d", ErrTooLarge, len(replyBody), BodyBytesMax)
 	}
@@ -181,13 +185,13 @@ func Answer(ctx context.Context, handler Handler, from Peer, req *wire.Request, 
 		if rep.Status != wire.Status_STATUS_INTERNAL {
 			err = nil
 		}
-		return rep, nil, err
+		return rep, nil, sent, err
 	}
 	if rep == nil {
 		rep = new(wire.Reply)
 	}
 	rep.Version, rep.BodyBytes = WireVersion, uint64(len(replyBody))
-	return rep, replyBody, nil
+	return rep, replyBody, sent, nil
 }
 
 const internalText = "the request failed there; the log of that peer says why"

@@ -96,7 +96,7 @@ type Peer struct {
 // Handler answers one request. body is valid until the handler returns. An
 // error that is or wraps a *StatusError goes to the caller with its status and
 // message, any other as STATUS_INTERNAL with its text kept back. The reply
-// body must not change after the return; it is at most BodyBytesMax.
+// body must not change after the return until AfterReply tells; it is at most BodyBytesMax.
 type Handler func(ctx context.Context, from Peer, req *wire.Request, body []byte) (rep *wire.Reply, replyBody []byte, err error)
 
 // Transport moves requests between members. *Host is the real one; package

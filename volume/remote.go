@@ -151,11 +151,20 @@ func (f *fetcher) openRange(ctx context.Context, at metastore.Remote, info *meta
 		return err
 	}
 	c := seal.SliceContext{Volume: f.volume, Stripe: at.Stripe, Slice: at.Slice, Epoch: info.Epoch, Length: at.StoredLen, Purpose: seal.PurposeContent}
-	plain, err := seal.OpenSegments((*buf)[seal.CommitmentBytes+sealedLen:][:0], key, salt, c, first, sealed, commitment)
+	// Whole segments are opened where they are wanted.
+	end := start + len(dst)
+	whole := start == first*seal.SegmentBytes && (end == int(at.StoredLen) || end%seal.SegmentBytes == 0)
+	out := (*buf)[seal.CommitmentBytes+sealedLen:][:0]
+	if whole {
+		out = dst[:0:len(dst)]
+	}
+	plain, err := seal.OpenSegments(out, key, salt, c, first, sealed, commitment)
 	if err != nil {
 		return fmt.Errorf("stripe %x slice %d: %w", at.Stripe, at.Slice, err)
 	}
-	copy(dst, plain[start-first*seal.SegmentBytes:])
+	if !whole {
+		copy(dst, plain[start-first*seal.SegmentBytes:])
+	}
 	return nil
 }
 

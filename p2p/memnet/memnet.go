@@ -240,10 +240,11 @@ func (a *Node) call(ctx context.Context, to placement.NodeID, op string, req *wi
 	}
 	done := make(chan answer, 1)
 	started := b.spawn(func(handler p2p.Handler) {
-		rep, replyBody, _ := p2p.Answer(b.ctx, handler, from, received, bytes.Clone(body))
-		sent := new(wire.Reply)
-		err := carry(rep, sent)
-		done <- answer{sent, bytes.Clone(replyBody), err}
+		rep, replyBody, sent, _ := p2p.Answer(b.ctx, handler, from, received, bytes.Clone(body))
+		defer sent()
+		carried := new(wire.Reply)
+		err := carry(rep, carried)
+		done <- answer{carried, bytes.Clone(replyBody), err}
 	})
 	if !started {
 		return nil, nil, fmt.Errorf("%w: connection refused", p2p.ErrUnreachable)

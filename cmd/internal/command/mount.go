@@ -261,7 +261,7 @@ func setMemoryLimit(o config.Options, count int) {
 		limit = max(limit, int64(count)*(100<<20))
 	}
 	debug.SetMemoryLimit(limit)
-	if _, set := os.LookupEnv("GOGC"); !set {
+	if _, set := os.LookupEnv("GOGC"); !set && count == 1 {
 		debug.SetGCPercent(60)
 	}
 }

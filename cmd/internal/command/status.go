@@ -161,7 +161,11 @@ func (a *app) waitDurable(ctx context.Context, client *control.Client) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("not yet durable, %s are missing: %w", size(last.Bytes.Journaled+last.Bytes.Queued+last.Bytes.Recoverable), err)
+		var problem string
+		if last.Problem != "" {
+			problem = " (" + last.Problem + ")"
+		}
+		return fmt.Errorf("not yet durable, %s are missing%s: %w", size(last.Bytes.Journaled+last.Bytes.Queued+last.Bytes.Recoverable), problem, err)
 	case ctx.Err() != nil:
 		return &exitError{exitNotDurable, fmt.Errorf("not yet durable: %w", err)}
 	}
