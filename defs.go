@@ -460,13 +460,9 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 		}
 		return nil, fmt.Errorf("recover: no peer could be asked: %w", err)
 	}
-	temporary, err := os.MkdirTemp(o.Dir, "recovery-")
-	if err != nil {
-		return nil, fmt.Errorf("recover: %w", err)
-	}
-	defer os.RemoveAll(temporary)
+	// The new device knows the members that the recovery has met.
 	host, err := p2p.NewHost(ctx, p2p.HostOptions{
-		Dir: temporary, Key: recovery.Peer(), Certificate: certificate, Bootstrap: o.Peers, Logger: o.Logger,
+		Dir: filepath.Join(o.Dir, networkDir), Key: recovery.Peer(), Certificate: certificate, Bootstrap: o.Peers, Logger: o.Logger,
 		Listen: []string{"/ip4/0.0.0.0/tcp/0"},
 	})
 	if err != nil {

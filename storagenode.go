@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,16 +21,15 @@ import (
 // Files of a storage node's directory, beside what package shardstore keeps in
 // shards/ and the host in network/.
 const (
-	shardsDir  = "shards"
-	addrsFile  = "addrs"  // where the node can be reached, for others to read
-	listenFile = "listen" // where it listened last, so that its addresses stay
+	shardsDir = "shards"
+	addrsFile = "addrs" // where the node can be reached, for others to read
 )
 
 // NodeOptions describe a storage node.
 type NodeOptions struct {
 	Dir           string   // for all its state; made if missing
 	Ticket        string   // joins a pool; needed the first time only
-	Listen        []string // multiaddrs; default: where it listened last, else any free port
+	Listen        []string // multiaddrs; port 0, the default, is the one of last time or any that is free
 	Peers         []string // multiaddrs, with /p2p/ID, of members to ask first
 	CapacityBytes uint64   // 0 = the store's default
 	Host, Zone    string   // failure domains; default: this machine, none
@@ -57,12 +55,6 @@ var ErrNotJoined = errors.New("this node is in no pool yet: give it a ticket")
 // OpenNode starts a storage node. It returns when the node listens and answers;
 // what it stored before is served again. ctx bounds the start alone.
 func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
-	if len(o.Listen) == 0 {
-		o.Listen = everywhere
-	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open node: %w", err)
 	}
@@ -84,13 +76,13 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	host := p2p.HostOptions{
-		Dir: filepath.Join(o.Dir, networkDir), Key: key, Certificate: certificate, Bootstrap: joinPeers(o.Peers, peers),
+	n.host, err = p2p.NewHost(ctx, p2p.HostOptions{
+		Dir: filepath.Join(o.Dir, networkDir), Key: key, Certificate: certificate, Bootstrap: joinPeers(o.Peers, peers), Listen: o.Listen,
 		Host: o.Host, Zone: o.Zone, CapacityBytes: n.store.Usage().CapacityBytes, UsedBytes: n.store.Usage().UsedBytes,
 		HeartbeatInterval: o.HeartbeatInterval, SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout,
 		Logger: o.Logger,
-	}
-	if n.host, err = listen(ctx, o, host); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
 	n.node, err = node.New(node.Options{
@@ -99,7 +91,7 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = n.remember(o); err != nil {
+	if err = n.tell(o.Dir); err != nil {
 		return nil, err
 	}
 	run, cancel := context.WithCancel(context.Background())
@@ -136,66 +128,15 @@ func joinPool(o *NodeOptions) (ed25519.PrivateKey, *wire.Certificate, error) {
 	return key, certificate, writeMessage(path, certificate)
 }
 
-// everywhere is where a node listens by default.
-var everywhere = []string{
-	"/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1",
-	"/ip6/::/tcp/0", "/ip6/::/udp/0/quic-v1",
-}
-
-// listen starts the host. A port left open is the one it had last, or any when
-// that is taken by now.
-func listen(ctx context.Context, o NodeOptions, host p2p.HostOptions) (*p2p.Host, error) {
-	last, err := ReadPeers(filepath.Join(o.Dir, listenFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	if host.Listen = fillPorts(o.Listen, last); !slices.Equal(host.Listen, o.Listen) {
-		h, err := p2p.NewHost(ctx, host)
-		if err == nil {
-			return h, nil
-		}
-		o.Logger.Warn("cannot listen where this node did last; it will have other addresses", "error", err)
-	}
-	host.Listen = o.Listen
-	return p2p.NewHost(ctx, host)
-}
-
-// fillPorts gives each multiaddr of port 0 the port of the first of addrs that
-// is like it. The address of all interfaces is like each of one interface.
-func fillPorts(listen, addrs []string) []string {
-	out := slices.Clone(listen)
-	for i := range out {
-		want := strings.Split(out[i], "/") // "", ip4, ADDRESS, tcp, PORT, ...
-		if len(want) < 5 || want[4] != "0" {
-			continue
-		}
-		unspecified := want[2] == "0.0.0.0" || want[2] == "::"
-		for _, a := range addrs {
-			a, _, _ = strings.Cut(a, "/p2p/")
-			have := strings.Split(a, "/")
-			if len(have) == len(want) && have[1] == want[1] && have[3] == want[3] && (unspecified || have[2] == want[2]) && slices.Equal(have[5:], want[5:]) {
-				want[4] = have[4]
-				out[i] = strings.Join(want, "/")
-				break
-			}
-		}
-	}
-	return out
-}
-
-// remember writes where the node can be reached, and where to listen next time.
-func (n *Node) remember(o NodeOptions) error {
-	addrs := n.host.Addrs()
-	next := strings.Join(fillPorts(o.Listen, addrs), "\n") + "\n"
-	if err := os.WriteFile(filepath.Join(o.Dir, listenFile), []byte(next), 0o600); err != nil {
+// tell writes where the node can be reached, for others to read: they see all
+// of it or nothing.
+func (n *Node) tell(dir string) error {
+	text := strings.Join(n.host.Addrs(), "\n") + "\n"
+	temporary := filepath.Join(dir, addrsFile+".new")
+	if err := os.WriteFile(temporary, []byte(text), 0o644); err != nil {
 		return err
 	}
-	// This file is for others to read: they see all of it or nothing.
-	temporary := filepath.Join(o.Dir, addrsFile+".new")
-	if err := os.WriteFile(temporary, []byte(strings.Join(addrs, "\n")+"\n"), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(temporary, filepath.Join(o.Dir, addrsFile))
+	return os.Rename(temporary, filepath.Join(dir, addrsFile))
 }
 
 // ID is the node's id in its pool.
