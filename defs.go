@@ -469,19 +469,14 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	defer host.Close()
-	// Whoever answers soon is asked; heads lie on a majority of the nodes.
+	// Heads lie on a majority of the nodes: so many have to be found first. Who
+	// answers tells of the others, a moment later.
 	settle, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if err := host.WaitMembers(settle, 1); err != nil {
 		return nil, fmt.Errorf("recover: no peer answers: %w", err)
 	}
-	nodes := 0
-	for _, m := range host.Members() {
-		if m.Role == p2p.RoleNode {
-			nodes++
-		}
-	}
-	if err := host.WaitMembers(settle, nodes); err != nil && ctx.Err() != nil {
+	if err := host.WaitMembers(settle, knownNodes(settle, host)); err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	report, err := volume.Recover(ctx, o.Dir, root, host, volume.Options{
@@ -501,6 +496,32 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
 	return report, nil
+}
+
+// knownNodes counts the pool's nodes, answering or not, once no more of them
+// have been heard of for a while, or ctx ends.
+func knownNodes(ctx context.Context, host *p2p.Host) int {
+	const quiet = 1500 * time.Millisecond
+	poll := time.NewTicker(100 * time.Millisecond)
+	defer poll.Stop()
+	for known, since := -1, time.Now(); ; {
+		nodes := 0
+		for _, m := range host.Members() {
+			if m.Role == p2p.RoleNode {
+				nodes++
+			}
+		}
+		if nodes != known {
+			known, since = nodes, time.Now()
+		} else if time.Since(since) >= quiet {
+			return nodes
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return nodes
+		}
+	}
 }
 
 // rejoin finds the ticket with which the recovered device joins the pool: its

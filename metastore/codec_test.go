@@ -12,6 +12,15 @@ import (
 	"pgregory.net/rapid"
 )
 
+// TestNamesOfTheLog refuses keys whose entry would lead out of its directory.
+func TestNamesOfTheLog(t *testing.T) {
+	for _, name := range []string{".", "..", "/", "a/b", "../x", "a\x00b"} {
+		if _, err := ParseTreeKey(append([]byte("d\x00\x00\x00\x00\x00\x00\x00\x01"), name...)); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 func TestInodeRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.Make[Inode]().Filter(func(n Inode) bool {

@@ -3,6 +3,7 @@ package metastore
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 )
 
 // Key prefixes. Integers in keys are big-endian, so that keys sort by number.
@@ -172,6 +173,9 @@ func ParseTreeKey(key []byte) (ParsedKey, error) {
 			return ParsedKey{}, bad
 		}
 		p.Name = string(rest)
+		if p.Kind == prefixDirent && (p.Name == "." || p.Name == ".." || strings.ContainsAny(p.Name, "/\x00")) {
+			return ParsedKey{}, bad // no directory can hold it, and it must not lead out of one
+		}
 	}
 	return p, nil
 }

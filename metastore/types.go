@@ -1,6 +1,10 @@
 package metastore
 
-import "github.com/defs-fs/defs/cache"
+import (
+	"math"
+
+	"github.com/defs-fs/defs/cache"
+)
 
 // Ino numbers an inode: 16-bit device slot ‖ 48-bit counter.
 type Ino uint64
@@ -99,10 +103,14 @@ type StripeInfo struct {
 	Condemned    bool       // dropped by a cut; deleted once a published head has dropped it
 	IndexAcks    int        // keepers that acknowledged the index record
 	IndexKeepers int        // keepers it was sent to
-	CreatedSeq   uint64     // journal sequence when the stripe was sealed
+	CreatedSeq   uint64     // journal sequence when the stripe was sealed, or CreatedElsewhere
 	Holders      []Holder   // one per shard, len == K+M
 	Roots        [][32]byte // one per shard, len == K+M: what its bytes are verified against
 }
+
+// CreatedElsewhere is the CreatedSeq of a stripe that another device of the
+// volume has sealed. Whether that one still needs it cannot be known here.
+const CreatedElsewhere = math.MaxUint64
 
 // Placed counts the shards with a primary.
 func (s StripeInfo) Placed() int {

@@ -108,3 +108,38 @@ func TestMend(t *testing.T) {
 	}
 	wantContent(t, v.Volume, "file", data)
 }
+
+// TestLaterDeviceKeepsItsContent recovers a volume while its first device still
+// lives. What that one deletes or overwrites stays readable on the other, and
+// each device has a slot of its own before it has published anything.
+func TestLaterDeviceKeepsItsContent(t *testing.T) {
+	pool := newTestPool(t, 6)
+	first := newTestVolume(t, pool, "rs-ratio:4+2")
+	defer func() { first.Close(context.Background()) }()
+	data := random(1 << 20)
+	first.put(t, "file", data)
+	wait(t, first.Volume)
+	second := recoverVolume(t, pool, first.words)
+	defer func() { second.Close(context.Background()) }()
+	third := recoverVolume(t, pool, first.words)
+	defer func() { third.Close(context.Background()) }()
+	if second.dev.Slot != 2 || third.dev.Slot != 3 {
+		t.Fatalf("slots %d and %d", second.dev.Slot, third.dev.Slot)
+	}
+	for _, v := range []*testVolume{first, third} {
+		if err := v.Unlink(t.Context(), RootIno, "file"); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 {
+			v.put(t, fmt.Sprintf("turn-%d", i), nil)
+			wait(t, v.Volume)
+			for range 3 { // when the third is taken, it has tended once at least
+				v.network.publisher.kick <- struct{}{}
+			}
+		}
+	}
+	if _, err := second.DropCache(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, second.Volume, "file", data)
+}

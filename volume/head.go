@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -118,10 +119,16 @@ func (p *publisher) putHead(ctx context.Context, sequence uint64, previous []byt
 	if head, err = signHead(p.dev.HeadKey, sequence, previous, plain); err != nil {
 		return nil, 0, 0, err
 	}
-	if err := p.putDevices(ctx, uint32(p.dev.Slot)); err != nil {
-		return nil, 0, 0, fmt.Errorf("list of devices: %w", err)
+	p.mu.Lock()
+	first := p.head == nil
+	p.mu.Unlock()
+	if first {
+		// Refused by nodes that have this list, or a longer one, already.
+		if newer, err := putDevices(ctx, p.t, p.log, p.dev.DevicesKey, p.dev.Slot); err != nil && newer == 0 {
+			return nil, 0, 0, fmt.Errorf("list of devices: %w", err)
+		}
 	}
-	acks, nodes, newer, err := p.spread(ctx, head)
+	acks, nodes, newer, err := spread(ctx, p.t, p.log, head)
 	if newer > 0 {
 		// A log that an older state goes on with may be gone by now.
 		p.sequenceUsed, p.newLog = max(p.sequenceUsed, newer), true
@@ -152,30 +159,41 @@ func signHead(key []byte, sequence uint64, previous, plain []byte) (*wire.Head, 
 
 // putDevices publishes the list of slots, which only grows: its sequence is
 // the highest slot, so that nodes which refuse it have this one or a longer one.
-func (p *publisher) putDevices(ctx context.Context, slot uint32) error {
-	p.mu.Lock()
-	known := p.head != nil
-	p.mu.Unlock()
-	if known {
-		return nil // published with this device's first head
-	}
+// newer is the highest slot, of this one or later ones, of the lists for which
+// nodes refused it.
+func putDevices(ctx context.Context, t p2p.Transport, log *slog.Logger, key []byte, slot uint16) (newer uint64, err error) {
 	list := &headpb.Devices{Version: 1}
-	for s := uint32(1); s <= slot; s++ {
+	for s := uint32(1); s <= uint32(slot); s++ {
 		list.Slots = append(list.Slots, s)
 	}
 	plain, err := proto.Marshal(list)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	head, err := signHead(p.dev.DevicesKey, uint64(slot), nil, plain)
+	head, err := signHead(key, uint64(slot), nil, plain)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, _, newer, err := p.spread(ctx, head)
-	if newer > 0 {
-		return nil
+	_, _, newer, err = spread(ctx, t, log, head)
+	return newer, err
+}
+
+// laterDevice reports whether a machine has been added to the volume after this
+// device, by recovery: it refers to all stripes that this device's head named
+// then. A majority of the nodes must answer.
+func (p *publisher) laterDevice(ctx context.Context) (bool, error) {
+	key, err := seal.UnmarshalHeadKey(p.dev.DevicesKey)
+	if err != nil {
+		return false, err
 	}
-	return err
+	address := key.Address()
+	nodes := headNodesOf(p.t, address)
+	heads, answered := fetchHeads(ctx, p.t, nodes, [][32]byte{address})
+	if answered <= len(nodes)/2 {
+		return false, fmt.Errorf("the list of devices: %d of %d nodes answered, a majority is needed", answered, len(nodes))
+	}
+	// The list's sequence is its highest slot.
+	return heads[address].GetSequence() > uint64(p.dev.Slot), nil
 }
 
 // headNodesOf returns the nodes that keep a head.
@@ -195,8 +213,8 @@ func headNodesOf(t p2p.Transport, address [32]byte) []placement.NodeID {
 // spread stores a head at its nodes and fails without a majority. newer is the
 // highest sequence of the heads, of this sequence or a higher one, for which
 // nodes refused it; 0 without such.
-func (p *publisher) spread(ctx context.Context, head *wire.Head) (acks, nodes int, newer uint64, err error) {
-	ids := headNodesOf(p.t, [32]byte(head.Address))
+func spread(ctx context.Context, t p2p.Transport, log *slog.Logger, head *wire.Head) (acks, nodes int, newer uint64, err error) {
+	ids := headNodesOf(t, [32]byte(head.Address))
 	var mu sync.Mutex
 	var g errgroup.Group
 	g.SetLimit(16)
@@ -204,16 +222,16 @@ func (p *publisher) spread(ctx context.Context, head *wire.Head) (acks, nodes in
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, headTimeout)
 			defer cancel()
-			_, _, err := p.t.Call(ctx, id, &wire.Request{Op: &wire.Request_PutHead{PutHead: &wire.PutHead{Head: head}}}, nil)
+			_, _, err := t.Call(ctx, id, &wire.Request{Op: &wire.Request_PutHead{PutHead: &wire.PutHead{Head: head}}}, nil)
 			var stored uint64
 			if err != nil {
-				p.log.Debug("a node did not take the head", "peer", id, "err", err)
+				log.Debug("a node did not take the head", "peer", id, "err", err)
 				if p2p.StatusOf(err) != wire.Status_STATUS_DENIED {
 					return nil
 				}
 				// The node's word does not count, the head that it keeps does.
-				h := fetchHeads(ctx, p.t, []placement.NodeID{id}, [][32]byte{[32]byte(head.Address)})[[32]byte(head.Address)]
-				if stored = h.GetSequence(); stored < head.Sequence {
+				heads, _ := fetchHeads(ctx, t, []placement.NodeID{id}, [][32]byte{[32]byte(head.Address)})
+				if stored = heads[[32]byte(head.Address)].GetSequence(); stored < head.Sequence {
 					return nil
 				}
 			}
@@ -245,7 +263,8 @@ func (p *publisher) repeatHead(ctx context.Context) error {
 			return err
 		}
 		address := key.Address()
-		head := fetchHeads(ctx, p.t, headNodesOf(p.t, address), [][32]byte{address})[address]
+		heads, _ := fetchHeads(ctx, p.t, headNodesOf(p.t, address), [][32]byte{address})
+		head := heads[address]
 		switch {
 		case head == nil:
 			return errors.New("no node that answers keeps the head")
@@ -262,7 +281,7 @@ func (p *publisher) repeatHead(ctx context.Context) error {
 		}
 		p.signed = head
 	}
-	acks, nodes, newer, err := p.spread(ctx, p.signed)
+	acks, nodes, newer, err := spread(ctx, p.t, p.log, p.signed)
 	if newer > sequence {
 		p.sequenceUsed, p.newLog = max(p.sequenceUsed, newer), true
 		p.v.lastChange.Store(p.v.lastSeq.Load())

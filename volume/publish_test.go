@@ -52,8 +52,8 @@ func (v *testVolume) heads(t *testing.T, pool *testPool) (sequences []uint64, ha
 	}
 	hashes = make(map[[32]byte]bool)
 	for _, id := range pool.ids {
-		h := fetchHeads(t.Context(), v.network.transport, []placement.NodeID{id}, [][32]byte{key.Address()})[key.Address()]
-		if h != nil {
+		found, _ := fetchHeads(t.Context(), v.network.transport, []placement.NodeID{id}, [][32]byte{key.Address()})
+		if h := found[key.Address()]; h != nil {
 			sequences = append(sequences, h.Sequence)
 			hashes[h.Hash()] = true
 		}

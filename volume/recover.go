@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -25,6 +26,8 @@ const (
 	slotsProbed = 8
 	// slotsMax bounds the slots that a list of devices may name.
 	slotsMax = 1024
+	// slotAttempts bounds how often a slot is taken by another machine first.
+	slotAttempts = 5
 	// entriesPerCommit bounds the log entries in one journal record.
 	entriesPerCommit = 1000
 	bytesPerCommit   = 512 << 10
@@ -51,11 +54,17 @@ func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Tran
 	if err != nil {
 		return nil, err
 	}
-	body, slot, err := findHead(ctx, recovery, transport)
+	o.EnsureDefaults()
+	slot, err := takeSlot(ctx, recovery, transport, o.Logger)
 	if err != nil {
 		return nil, err
 	}
-	dev, err := adoptBody(recovery, body, slot+1)
+	// Only now: what the head names is not deleted by its device any more.
+	body, _, err := findHead(ctx, recovery, transport, o.Logger)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := adoptBody(recovery, body, slot)
 	if err != nil {
 		return nil, err
 	}
@@ -77,16 +86,37 @@ func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Tran
 	return out, nil
 }
 
+// takeSlot publishes a list of devices with one slot more and returns that
+// slot. No device takes one that another has taken, whether or not that one
+// has published anything yet.
+func takeSlot(ctx context.Context, r *seal.Recovery, t p2p.Transport, log *slog.Logger) (uint16, error) {
+	for range slotAttempts {
+		_, highest, err := findHead(ctx, r, t, log)
+		if err != nil {
+			return 0, err
+		}
+		newer, err := putDevices(ctx, t, log, r.HeadKey(0).Marshal(), highest+1)
+		if newer > 0 && ctx.Err() == nil {
+			continue // another machine was quicker
+		}
+		if err != nil {
+			log.Warn("this machine could not be put on the list of the volume's devices; if another one still writes to the volume, it may delete what this one needs", "err", err)
+		}
+		return highest + 1, ctx.Err()
+	}
+	return 0, errors.New("other machines keep taking slots of this volume; try again when they are done")
+}
+
 // findHead returns the newest head's body among all slots, and the highest
-// slot in use.
-func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*headpb.Body, uint16, error) {
+// slot that a device has taken.
+func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport, log *slog.Logger) (body *headpb.Body, highest uint16, err error) {
 	devicesKey := r.HeadKey(0)
 	slots := make([]uint16, 0, slotsProbed)
 	for s := uint16(1); s <= slotsProbed; s++ {
 		slots = append(slots, s)
 	}
 	nodes := storageNodes(t)
-	heads := fetchHeads(ctx, t, nodes, [][32]byte{devicesKey.Address()})
+	heads, _ := fetchHeads(ctx, t, nodes, [][32]byte{devicesKey.Address()})
 	if h := heads[devicesKey.Address()]; h != nil {
 		plain, err := devicesKey.OpenHead(h.Sequence, h.Sealed)
 		list := &headpb.Devices{}
@@ -97,6 +127,7 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*headpb.B
 			return nil, 0, fmt.Errorf("the list of devices cannot be read: %w", errors.Join(err, ErrNoHead))
 		}
 		for _, s := range list.Slots {
+			highest = max(highest, uint16(min(s, slotsMax)))
 			if s > slotsProbed && s < 1<<15 {
 				slots = append(slots, uint16(s))
 			}
@@ -106,9 +137,11 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*headpb.B
 	for i, s := range slots {
 		addresses[i] = r.HeadKey(s).Address()
 	}
-	heads = fetchHeads(ctx, t, nodes, addresses)
+	heads, answered := fetchHeads(ctx, t, nodes, addresses)
+	if answered <= len(nodes)/2 {
+		log.Warn("less than a majority of the pool's nodes answered; others may keep a newer state of the volume", "answered", answered, "nodes", len(nodes))
+	}
 	var newest *headpb.Body
-	var highest uint16
 	for i, s := range slots {
 		h := heads[addresses[i]]
 		if h == nil {
@@ -144,31 +177,34 @@ func storageNodes(t p2p.Transport) (nodes []placement.NodeID) {
 }
 
 // fetchHeads asks nodes and keeps the highest verified sequence for each
-// address.
-func fetchHeads(ctx context.Context, t p2p.Transport, nodes []placement.NodeID, addresses [][32]byte) map[[32]byte]*wire.Head {
+// address. answered is how many nodes did.
+func fetchHeads(ctx context.Context, t p2p.Transport, nodes []placement.NodeID, addresses [][32]byte) (newest map[[32]byte]*wire.Head, answered int) {
 	asked := make(map[[32]byte]bool, len(addresses))
 	req := &wire.GetHead{}
 	for i := range addresses {
 		asked[addresses[i]] = true
 		req.Addresses = append(req.Addresses, addresses[i][:])
 	}
-	type reply struct{ heads []*wire.Head }
-	replies := make(chan reply, len(nodes))
+	replies := make(chan *wire.GetHeadReply, len(nodes)) // nil without an answer
 	for _, id := range nodes {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, headTimeout)
 			defer cancel()
 			rep, _, err := t.Call(ctx, id, &wire.Request{Op: &wire.Request_GetHead{GetHead: req}}, nil)
 			if err != nil {
-				replies <- reply{}
+				replies <- nil
 				return
 			}
-			replies <- reply{rep.GetGetHead().GetHeads()}
+			replies <- rep.GetGetHead()
 		}()
 	}
-	newest := make(map[[32]byte]*wire.Head)
+	newest = make(map[[32]byte]*wire.Head)
 	for range nodes {
-		for _, h := range (<-replies).heads {
+		reply := <-replies
+		if reply != nil {
+			answered++
+		}
+		for _, h := range reply.GetHeads() {
 			if h.Verify() != nil || !asked[[32]byte(h.Address)] {
 				continue
 			}
@@ -177,7 +213,7 @@ func fetchHeads(ctx context.Context, t p2p.Transport, nodes []placement.NodeID, 
 			}
 		}
 	}
-	return newest
+	return newest, answered
 }
 
 // adoptBody makes this machine a device of the volume that body describes.
@@ -295,17 +331,36 @@ func (b *rebuilder) flush() error {
 	}
 	_, err := b.v.commit(func(t *tx) error {
 		for _, e := range batch {
-			var err error
-			if e.value != nil {
-				err = t.PutTree(e.key, e.value)
-			} else {
-				err = t.DeleteTree(e.key)
+			if e.value == nil {
+				if err := t.DeleteTree(e.key); err != nil {
+					return err
+				}
+				continue
 			}
+			value, err := adoptValue(e.key, e.value)
 			if err != nil {
+				return err
+			}
+			if err := t.PutTree(e.key, value); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	return err
+}
+
+// adoptValue returns the value that a log entry has in the tree of the device
+// that recovers: of a stripe it is noted that another device has made it.
+func adoptValue(key, value []byte) ([]byte, error) {
+	k, err := metastore.ParseTreeKey(key)
+	if err != nil || k.Kind != 's' {
+		return value, err
+	}
+	var info metastore.StripeInfo
+	if err := info.UnmarshalBinary(value); err != nil {
+		return nil, err
+	}
+	info.CreatedSeq = metastore.CreatedElsewhere
+	return info.MarshalBinary()
 }

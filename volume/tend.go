@@ -145,7 +145,8 @@ func (p *publisher) mend(ctx context.Context, id [16]byte) error {
 	return nil
 }
 
-// collect deletes the stripes that the newest head no longer refers to. A
+// collect deletes the stripes of this device that its newest head no longer
+// refers to, and only its log's once a later device may refer to the others. A
 // content stripe without references is condemned first; once a head that does
 // not list it is published, its shards are deleted. over ends it early.
 func (p *publisher) collect(ctx context.Context, over func() bool) error {
@@ -162,7 +163,7 @@ func (p *publisher) collect(ctx context.Context, over func() bool) error {
 	var unused, condemned [][16]byte
 	if err := p.v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
 		switch {
-		case s.CreatedSeq >= head.Cut || named[string(id[:])]:
+		case s.CreatedSeq == metastore.CreatedElsewhere || s.CreatedSeq >= head.Cut || named[string(id[:])]:
 		case s.Condemned:
 			condemned = append(condemned, id)
 		case s.Purpose == metastore.PurposeContent && head.Cut > p.sifted:
@@ -173,11 +174,25 @@ func (p *publisher) collect(ctx context.Context, over func() bool) error {
 		return err
 	}
 	var failed []error
+	if len(condemned)+len(unused) == 0 {
+		p.sifted = head.Cut
+		return nil
+	}
 	if len(condemned) > 0 {
 		// What says that they are not needed must not be lost any more.
 		if err := p.v.syncThrough(ctx, p.v.lastSeq.Load()); err != nil {
 			return err
 		}
+	}
+	if later, err := p.laterDevice(ctx); err != nil {
+		return err
+	} else if later {
+		// The log is this device's alone. Content may be in the later one's tree.
+		content := func(id [16]byte) bool {
+			info, err := p.v.db.Stripe(id)
+			return err != nil || info.Purpose == metastore.PurposeContent
+		}
+		condemned, unused = slices.DeleteFunc(condemned, content), nil
 	}
 	// In an order of chance: no stripe holds the others up.
 	rand.Shuffle(len(condemned), func(i, j int) { condemned[i], condemned[j] = condemned[j], condemned[i] })
