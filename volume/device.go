@@ -1,8 +1,10 @@
 package volume
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +49,21 @@ type Device struct {
 	Bundles      [][]byte `json:"bundles"`            // epoch bundles
 	Pool         []byte   `json:"pool"`               // public key of the pool
 	PoolKey      []byte   `json:"pool_key,omitempty"` // Ed25519 seed, on the founder's devices
+	// Checksum covers all of the above. A key with a flipped bit would still
+	// seal, and what it seals nobody could recover.
+	Checksum []byte `json:"checksum"` // SHA-256
+}
+
+// checksum returns what Checksum should be: the SHA-256 of the compact JSON of
+// all other fields.
+func (d Device) checksum() ([]byte, error) {
+	d.Checksum = nil
+	b, err := json.Marshal(d)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	return sum[:], nil
 }
 
 // NewDevice makes the first device of a new volume and returns the 24 words
@@ -124,6 +141,10 @@ func (d *Device) newest() (*seal.Bundle, error) {
 	return seal.UnmarshalBundle(d.Bundles[len(d.Bundles)-1])
 }
 
+// recovered says that the volume was brought back on this device: a head of
+// another slot covers what was there.
+func (d *Device) recovered() bool { return d.Slot > 1 }
+
 // Save writes the device file, once: an existing one is never replaced.
 func (d *Device) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -133,6 +154,11 @@ func (d *Device) Save(dir string) error {
 	if _, err := os.Stat(path); err == nil {
 		return fmt.Errorf("save device in %s: %w", dir, ErrVolumeExists)
 	}
+	sum, err := d.checksum()
+	if err != nil {
+		return fmt.Errorf("save device: %w", err)
+	}
+	d.Checksum = sum
 	b, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		return fmt.Errorf("save device: %w", err)
@@ -191,9 +217,15 @@ func parseDevice(b []byte) (*Device, error) {
 	if err := json.Unmarshal(b, d); err != nil {
 		return nil, fmt.Errorf("load device: %w", err)
 	}
+	sum, err := d.checksum()
+	if err != nil {
+		return nil, fmt.Errorf("load device: %w", err)
+	}
 	switch {
 	case d.Version != 1:
 		return nil, fmt.Errorf("load device: version %d is not known; use a newer defs", d.Version)
+	case !bytes.Equal(d.Checksum, sum):
+		return nil, fmt.Errorf("load device: %s is damaged: its checksum does not match; recover the volume from its words into another directory", deviceFile)
 	case len(d.Volume) != 16 || len(d.LocalKey) != 32 || d.Slot == 0 || len(d.Bundles) == 0 ||
 		len(d.Authority) != ed25519.PublicKeySize || len(d.RecoveryPeer) != ed25519.PublicKeySize || len(d.SignSeed) != ed25519.SeedSize:
 		return nil, errors.New("load device: a key is missing or has the wrong length")

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -190,6 +191,27 @@ func TestGoldenDevice(t *testing.T) {
 	}
 	if bundle, err := d.newest(); err != nil || bundle.Epoch != 7 {
 		t.Errorf("bundle: %v", err)
+	}
+}
+
+// TestDamagedDeviceIsRefused flips every bit of every key in turn.
+func TestDamagedDeviceIsRefused(t *testing.T) {
+	b, err := os.ReadFile("testdata/device.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := parseDevice(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		for bit := range 7 {
+			damaged := bytes.Clone(b)
+			damaged[i] ^= 1 << bit
+			if d, err := parseDevice(damaged); err == nil && !reflect.DeepEqual(d, want) {
+				t.Fatalf("bit %d of byte %d: taken", bit, i)
+			}
+		}
 	}
 }
 
