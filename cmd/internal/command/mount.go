@@ -208,7 +208,7 @@ func (a *app) mount(ctx context.Context, m mounting) (err error) {
 		Logger: log,
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("%w (`defs doctor` tells what this machine may lack)", err)
 	}
 	served := served{server, m.mountpoint}
 	socket, err := control.Serve(m.dir, client, served)
