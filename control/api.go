@@ -73,11 +73,13 @@ type Pool struct {
 }
 
 // Health counts stripes: all, those with fewer shards than they should have,
-// and those with fewer than are needed.
+// those that cannot be read until a silent node answers again, and those with
+// fewer shards than are needed.
 type Health struct {
-	Stripes  int `json:"stripes"`
-	Degraded int `json:"degraded"`
-	Lost     int `json:"lost"`
+	Stripes     int `json:"stripes"`
+	Degraded    int `json:"degraded"`
+	Unreachable int `json:"unreachable"`
+	Lost        int `json:"lost"`
 }
 
 // Losses that the recoverable data survives, whichever they are.

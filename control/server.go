@@ -127,7 +127,7 @@ func (s *Server) render(st volume.Status) Status {
 		Cache:          Cache{st.CleanBytes, st.CleanMaxBytes},
 		Journal:        Fill{st.JournalBytes, st.JournalMaxBytes},
 		Pool:           Pool{st.Nodes, st.Hosts},
-		Health:         Health{st.Stripes, st.Degraded, st.Lost},
+		Health:         Health{st.Stripes, st.Degraded, st.Unreachable, st.Lost},
 		SurvivesLosses: Losses{max(st.SurvivesNodes, 0), max(st.SurvivesHosts, 0)},
 		Tasks:          []Task{},
 		Head:           st.Head, Problem: st.Problem, ReadOnly: st.ReadOnly,

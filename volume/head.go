@@ -288,8 +288,13 @@ func (p *publisher) repeatHead(ctx context.Context) error {
 		return &behindError{newer}
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	changed := p.headAcks != acks || p.headNodes != nodes
 	p.headAcks, p.headNodes = acks, nodes
 	p.progress()
+	p.mu.Unlock()
+	if changed {
+		_, noted := p.commit(func(t *tx) error { t.PutMeta(metaHeadNodes, encodeHeadNodes(acks, nodes)); return nil })
+		err = errors.Join(err, noted)
+	}
 	return err
 }

@@ -400,3 +400,41 @@ func TestModeFile(t *testing.T) {
 		})
 	}
 }
+
+// TestStatusAfterRestart finds the same figures before any peer was asked, and
+// stripes whose nodes are silent out of reach, not lost.
+func TestStatusAfterRestart(t *testing.T) {
+	pool := newTestPool(t, 6)
+	v := newTestVolume(t, pool, "rs-ratio:4+2")
+	defer func() { v.Close(context.Background()) }()
+	v.put(t, "file", random(1<<20))
+	wait(t, v.Volume)
+	v.reopen(t, pool)
+	s, err := v.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Durable != 1<<20 || s.SurvivesNodes != 2 {
+		t.Errorf("after a restart: %+v", s)
+	}
+	for _, id := range pool.ids[:3] {
+		pool.net.Kill(id)
+		defer pool.net.Restart(id)
+	}
+	if s, err = v.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s.Lost != 0 || s.Unreachable+s.Degraded != s.Stripes {
+		t.Errorf("with silent nodes: %+v", s)
+	}
+	for _, id := range pool.ids {
+		pool.net.Kill(id)
+		pool.net.Bury(id)
+	}
+	if s, err = v.Status(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s.Lost != s.Stripes {
+		t.Errorf("with dead nodes: %+v", s)
+	}
+}

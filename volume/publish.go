@@ -36,6 +36,8 @@ const (
 	checkpointAfter = 64
 	// metaHead is where the last published head's body is kept.
 	metaHead = "head"
+	// metaHeadNodes tells how many nodes hold that head, and how many should.
+	metaHeadNodes = "head-nodes"
 	// stripesPerCommit bounds the stripe infos in one journal record.
 	stripesPerCommit = 128
 )
@@ -109,6 +111,11 @@ func decodeHeadState(b []byte) (sequence uint64, hash []byte, body *headpb.Body,
 	return be.Uint64(b[1:]), b[9:41], body, nil
 }
 
+// encodeHeadNodes is the value of metaHeadNodes.
+func encodeHeadNodes(acks, nodes int) []byte {
+	return be.AppendUint32(be.AppendUint32(nil, uint32(acks)), uint32(nodes))
+}
+
 func (v *Volume) newPublisher(dev *Device, keys *keyring, stripes *stripe.Store, t p2p.Transport) (*publisher, error) {
 	policy, err := erasure.ParsePolicy(dev.Policy)
 	if err != nil {
@@ -130,6 +137,14 @@ func (v *Volume) newPublisher(dev *Device, keys *keyring, stripes *stripe.Store,
 			return nil, err
 		}
 	} else if !errors.Is(err, metastore.ErrNotFound) {
+		return nil, err
+	}
+	switch b, err := v.db.Meta(metaHeadNodes); {
+	case err == nil && len(b) == 8:
+		p.headAcks, p.headNodes = int(be.Uint32(b)), int(be.Uint32(b[4:]))
+	case err == nil:
+		return nil, fmt.Errorf("nodes of the head: %d bytes, not 8: %w", len(b), metastore.ErrCorrupt)
+	case !errors.Is(err, metastore.ErrNotFound):
 		return nil, err
 	}
 	if p.sequenceUsed, err = v.sequenceUsed(p.sequence); err != nil {
@@ -376,6 +391,7 @@ func (p *publisher) publish(ctx context.Context) error {
 	}
 	if _, err := p.commit(func(t *tx) error {
 		t.PutMeta(metaHead, state)
+		t.PutMeta(metaHeadNodes, encodeHeadNodes(acks, nodes))
 		for g := first; g <= generation; g++ {
 			t.DropTouched(g)
 		}

@@ -33,9 +33,10 @@ type Status struct {
 
 	Nodes, Hosts int // alive
 
-	Stripes  int
-	Degraded int // with fewer shards alive than the policy wants
-	Lost     int // with fewer than k
+	Stripes     int
+	Degraded    int // with fewer shards alive than the policy wants
+	Unreachable int // with fewer than k alive, and k or more not declared dead
+	Lost        int // with fewer than k that are not declared dead
 
 	// What can be lost without losing recoverable data: the least over data,
 	// log, index and heads. -1 while nothing is published.
@@ -99,7 +100,7 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	s.Journaled = unplaced - toPlace
 	s.Queued = min(toPlace+uncovered, total-s.Journaled)
 	covered := total - s.Journaled - s.Queued
-	if head == nil {
+	if head == nil && !p.dev.recovered() {
 		s.Queued, covered = s.Queued+covered, 0
 	}
 	incomplete, err := v.measureStripes(&s, head != nil, headAcks)
@@ -143,7 +144,7 @@ func (v *Volume) measureStripes(s *Status, published bool, headAcks int) (incomp
 			partial = append(partial, id)
 		}
 		var pairs []placement.Pair // of live holders
-		missing := false
+		missing, silent := false, 0
 		for _, h := range info.Holders {
 			a, b := placement.NodeID(h.Primary), placement.NodeID(h.Mirror)
 			aliveA, aliveB := isAlive(state, a), isAlive(state, b)
@@ -155,9 +156,13 @@ func (v *Volume) measureStripes(s *Status, published bool, headAcks int) (incomp
 				pairs = append(pairs, placement.Pair{Primary: a})
 			case aliveB:
 				pairs = append(pairs, placement.Pair{Primary: b})
+			case mayReturn(state, a) || mayReturn(state, b):
+				silent++
 			}
 		}
 		switch {
+		case len(pairs) < info.K && len(pairs)+silent >= info.K:
+			s.Unreachable++
 		case len(pairs) < info.K:
 			s.Lost++
 		case missing:
@@ -180,6 +185,11 @@ func (v *Volume) measureStripes(s *Status, published bool, headAcks int) (incomp
 		}
 	}
 	return incomplete, nil
+}
+
+// mayReturn says that a node is silent and not declared dead.
+func mayReturn(members map[placement.NodeID]p2p.Member, id placement.NodeID) bool {
+	return id != "" && members[id].State != p2p.Dead
 }
 
 func isAlive(members map[placement.NodeID]p2p.Member, id placement.NodeID) bool {

@@ -214,6 +214,8 @@ func (a *app) examReach(cmd *cobra.Command) exam {
 		return exam{"peers", examFailed, "no storage node answers: start nodes, or give their addresses (peers)"}
 	case st.Problem != "":
 		return exam{"peers", examWarn, st.Problem}
+	case st.Health.Unreachable > 0:
+		return exam{"peers", examWarn, fmt.Sprintf("%d nodes alive; %d stripes are out of reach until silent nodes answer again", st.Pool.Nodes, st.Health.Unreachable)}
 	case st.Health.Degraded > 0:
 		return exam{"peers", examWarn, fmt.Sprintf("%d nodes alive, %d stripes have fewer shards than they should", st.Pool.Nodes, st.Health.Degraded)}
 	}

@@ -40,7 +40,7 @@ func (a *app) statusCommand() *cobra.Command {
 			switch {
 			case st.Health.Lost > 0 || st.ReadOnly != "":
 				return silentError(exitFailed)
-			case st.Health.Degraded > 0:
+			case st.Health.Degraded+st.Health.Unreachable > 0:
 				return silentError(exitDegraded)
 			case st.Bytes.Journaled+st.Bytes.Queued+st.Bytes.Recoverable > 0:
 				return silentError(exitNotDurable)
@@ -69,7 +69,7 @@ func writeStatus(out io.Writer, s control.Status) {
 	row("journal", "%s of %s", size(s.Journal.Bytes), size(s.Journal.MaxBytes))
 	row("cache", "%s of %s", size(s.Cache.CleanBytes), size(s.Cache.MaxBytes))
 	row("pool", "%s on %s alive", plural(s.Pool.Nodes, "node"), plural(s.Pool.Hosts, "host"))
-	row("stripes", "%d, %d degraded, %d lost", s.Health.Stripes, s.Health.Degraded, s.Health.Lost)
+	row("stripes", "%d, %d degraded, %d out of reach, %d lost", s.Health.Stripes, s.Health.Degraded, s.Health.Unreachable, s.Health.Lost)
 	row("survives", "the loss of %s, or %s", plural(s.SurvivesLosses.Nodes, "node"), plural(s.SurvivesLosses.Hosts, "host"))
 	if s.Published != nil {
 		row("published", "%s", humanize.Time(*s.Published))
