@@ -47,8 +47,11 @@ func (s *Store) Append(sd *Sealed, build func(seq uint64, ref Ref) (meta []byte,
 		return 0, broken
 	}
 	fresh := seg == nil || seg.end > dataStart && seg.end+frameBytes+int64(len(data))+metaReserveBytes > s.opts.SegmentBytes
+	// Data stays out of the reserve: what follows from it, and what deletes it,
+	// still has to be noted.
+	fresh = fresh || sd != nil && seg.reserve
 	if fresh {
-		if seg, err = s.createSegment(); err != nil {
+		if seg, err = s.createSegment(sd != nil); err != nil {
 			return 0, err
 		}
 		defer func() {
@@ -128,9 +131,14 @@ func (s *Store) appended(seg *segment, end position, fresh bool) {
 	}
 }
 
+// reserveSegments is how many segments' worth of disk data leaves free: for the
+// records with which the journal is published and deleted, and the metastore.
+const reserveSegments = 2
+
 // createSegment makes the next segment file, with its header. On a full disk
-// clean files give way.
-func (s *Store) createSegment() (*segment, error) {
+// clean files give way. A segment for data is made only where reserveSegments
+// more would fit; others may take that space.
+func (s *Store) createSegment(data bool) (*segment, error) {
 	s.mu.Lock()
 	id := s.nextID
 	s.nextID++ // also when the creation fails: no id is used twice
@@ -145,16 +153,25 @@ func (s *Store) createSegment() (*segment, error) {
 	name := s.segmentPath(id)
 	h, err := s.files.acquire(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err == nil {
-		for err = h.Allocate(s.opts.SegmentBytes); isNoSpace(err); err = h.Allocate(s.opts.SegmentBytes) {
+		whole := (1 + reserveSegments) * s.opts.SegmentBytes
+		for err = h.Allocate(whole); isNoSpace(err); err = h.Allocate(whole) {
 			if freed, evictErr := s.evict(max(0, s.cleanSize()-s.opts.SegmentBytes)); freed == 0 || evictErr != nil {
 				break
 			}
+		}
+		s.noSpace.Store(isNoSpace(err))
+		reserve := isNoSpace(err) && !data
+		if err == nil || reserve {
+			err = h.Truncate(s.opts.SegmentBytes) // also what a failed allocation has taken
+		}
+		if err == nil && reserve {
+			err = h.Allocate(s.opts.SegmentBytes)
 		}
 		if err == nil {
 			_, err = h.WriteAt(page, 0)
 		}
 		if err == nil {
-			return &segment{id: id, keys: s.session, end: dataStart, handle: h}, nil
+			return &segment{id: id, keys: s.session, end: dataStart, handle: h, reserve: reserve}, nil
 		}
 		s.discardSegment(h, name)
 	}

@@ -94,6 +94,7 @@ type Stats struct {
 	CleanBytes, CleanMaxBytes     int64 // clean segments and fetched slices on disk
 	MemoryBytes                   int64 // fetched slices in memory
 	LastSeq, DurableSeq           uint64
+	NoSpace                       bool // the disk was full when the newest segment was wanted
 }
 
 // Store is the local segment store. All methods may be called concurrently,
@@ -104,6 +105,7 @@ type Store struct {
 	device  deviceKeys
 	files   *handles
 	buffers buffers
+	noSpace atomic.Bool // the disk was full when the newest segment was wanted
 	slices  *sliceCache
 	uses    atomic.Uint64 // clock of the least-recently-used order
 
@@ -153,6 +155,7 @@ type segment struct {
 	dirtyOnDisk       bool    // the newest tail slot on disk lists it as dirty
 	handle            *handle // held until the segment is retired, flushed and trimmed
 	slots             uint64  // tail slots written; flusher only
+	reserve           bool    // made of the space that data leaves free
 	lastUse           atomic.Uint64
 }
 
@@ -316,7 +319,7 @@ func (s *Store) Stats() Stats {
 	return Stats{
 		JournalBytes: s.journalBytes, JournalMaxBytes: s.opts.MaxJournalBytes,
 		CleanBytes: s.cleanBytes, CleanMaxBytes: s.opts.MaxCleanBytes,
-		MemoryBytes: memory, LastSeq: s.last.Seq, DurableSeq: s.acked,
+		MemoryBytes: memory, LastSeq: s.last.Seq, DurableSeq: s.acked, NoSpace: s.noSpace.Load(),
 	}
 }
 

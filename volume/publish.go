@@ -683,7 +683,7 @@ func (p *publisher) release(ctx context.Context, cut uint64) error {
 		return s.State != cache.Dirty || s.Active || s.LastSeq > cut || pinned[s.ID]
 	})
 	waiting, err := p.markClean(done)
-	if err != nil || waiting < 4*segmentBytesTypical {
+	if err != nil || waiting == 0 || waiting < 4*segmentBytesTypical && !p.v.store.Stats().NoSpace {
 		return err
 	}
 	if err := p.v.db.Flush(ctx); err != nil {
