@@ -129,7 +129,17 @@ func NewHost(ctx context.Context, o HostOptions) (_ *Host, err error) {
 		_ = moved.Close()
 		return nil, fmt.Errorf("start host: %w", err)
 	}
-	h.table.dirty = h.table.dirty || !slices.Equal(h.bound, lastListen)
+	if !slices.Equal(h.bound, lastListen) {
+		// At once: others know these ports from now on, and a host that is
+		// killed soon must come back at them.
+		h.table.mu.Lock()
+		h.table.dirty = true
+		h.table.mu.Unlock()
+		if err := h.saveMembers(); err != nil {
+			_ = moved.Close()
+			return nil, fmt.Errorf("start host: %w", err)
+		}
+	}
 	h.spawn(func() { h.runHeartbeats(moved) })
 	return h, nil
 }
