@@ -475,13 +475,14 @@ func (p *publisher) yield(ctx context.Context, n int) error {
 	if p.urgent() {
 		return ctx.Err()
 	}
-	// At most 20 ms for each 256 KiB: background work always gets on.
-	p.yielded += n
+	// At most 50 ms for each 256 KiB, or 16 small files: background work
+	// always gets on.
+	p.yielded += max(n, 16<<10)
 	if p.yielded < 256<<10 {
 		return ctx.Err()
 	}
 	p.yielded = 0
-	for range 4 {
+	for range 10 {
 		if !p.busy() {
 			break
 		}

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"sync"
+	"time"
 
 	"github.com/defs-fs/defs/metastore"
 )
@@ -189,14 +190,30 @@ func (r *reaper) run() {
 			return
 		case <-r.wake:
 		}
-		for r.step() {
-			select {
-			case <-r.quit:
+		for more := true; more; {
+			if !r.letPass() {
 				return
-			default:
 			}
+			more = r.step()
 		}
 	}
+}
+
+// letPass lets a burst of changes by the application go first, for at most 100 ms. It returns false when the
+// reaper is to end.
+func (r *reaper) letPass() bool {
+	for range 10 {
+		seen := r.v.lastChange.Load()
+		select {
+		case <-r.quit:
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+		if r.v.lastChange.Load() == seen {
+			break
+		}
+	}
+	return true
 }
 
 // step removes one batch and reports whether there is more to do.

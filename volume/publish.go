@@ -59,6 +59,7 @@ type publisher struct {
 	done    chan struct{}
 	kick    chan struct{}   // one slot: publish now
 	waiters atomic.Int32    // callers of WaitDurable; while there are any, nothing yields
+	looked  uint64          // lastChange at the last look of busy; of the flush goroutine
 	yielded int             // bytes since the last yield; of the flush goroutine
 	dead    map[string]bool // nodes whose death has been dealt with; of the publisher's goroutine
 
@@ -231,7 +232,14 @@ func (p *publisher) progress() {
 	p.changedC = make(chan struct{})
 }
 
-func (p *publisher) busy() bool { return p.v.foreground.Load() > 0 }
+// busy says that the application is at work: it reads or writes now, or has
+// changed something since the last look. Only the flush goroutine looks.
+func (p *publisher) busy() bool {
+	change := p.v.lastChange.Load()
+	changed := change != p.looked
+	p.looked = change
+	return changed || p.v.foreground.Load() > 0
+}
 
 // urgent says that background work must not yield: somebody waits, or the
 // journal is half full.
