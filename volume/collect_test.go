@@ -9,6 +9,7 @@ import (
 
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/placement"
 )
 
 // TestCollect deletes the only file of a stripe and finds the stripe's shards
@@ -75,10 +76,25 @@ func TestMend(t *testing.T) {
 	v := newTestVolume(t, pool, "rs-ratio:4+2")
 	defer func() { v.Close(context.Background()) }()
 	data := random(3 << 20)
-	v.put(t, "file", data)
+	ino := v.put(t, "file", data)
 	wait(t, v.Volume)
-	pool.net.Kill(pool.ids[0])
-	pool.net.Bury(pool.ids[0])
+	var holders []metastore.Holder
+	if err := v.db.Extents(ino, 0, 1, func(e metastore.Extent) bool {
+		info, err := v.db.Stripe(e.Remote.Stripe)
+		if err != nil {
+			t.Error(err)
+		}
+		holders = info.Holders
+		return false
+	}); err != nil || len(holders) != 6 {
+		t.Fatalf("%d holders: %v", len(holders), err)
+	}
+	kill := func(i int) placement.NodeID {
+		id := placement.NodeID(holders[i].Primary)
+		pool.net.Kill(id)
+		return id
+	}
+	pool.net.Bury(kill(0))
 	p := v.network.publisher
 	whole := func() bool {
 		whole := true
@@ -101,8 +117,8 @@ func TestMend(t *testing.T) {
 		p.kick <- struct{}{} // nothing is to be published: it tends
 	}
 	// Two more may die now.
-	pool.net.Kill(pool.ids[1])
-	pool.net.Kill(pool.ids[2])
+	kill(1)
+	kill(2)
 	if _, err := v.DropCache(t.Context()); err != nil {
 		t.Fatal(err)
 	}
