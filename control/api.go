@@ -130,6 +130,7 @@ type File struct {
 	Ino     uint64   `json:"ino"`
 	Bytes   uint64   `json:"bytes"`
 	State   string   `json:"state"`
+	Policy  string   `json:"policy"` // by which new content is placed: its directory's, or the volume's
 	Extents []Extent `json:"extents"`
 	Stripes []Stripe `json:"stripes"`
 }

@@ -298,11 +298,15 @@ func (s *Server) file(ctx context.Context, ino volume.Ino) (File, error) {
 	if err != nil {
 		return File{}, err
 	}
+	policy, err := v.Policy(ino)
+	if err != nil {
+		return File{}, err
+	}
 	extents, err := v.InspectFile(ctx, ino)
 	if err != nil {
 		return File{}, err
 	}
-	out := File{Ino: uint64(ino), Bytes: attr.Size, State: state, Extents: []Extent{}, Stripes: []Stripe{}}
+	out := File{Ino: uint64(ino), Bytes: attr.Size, State: state, Policy: policy, Extents: []Extent{}, Stripes: []Stripe{}}
 	seen := make(map[string]bool)
 	for _, e := range extents {
 		out.Extents = append(out.Extents, Extent(e))

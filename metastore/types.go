@@ -35,7 +35,7 @@ type Inode struct {
 	Btime      int64
 	Generation uint32
 	Flags      uint32 // the volume's own
-	Parent     Ino    // of directories; 0 otherwise
+	Parent     Ino    // directory; of a file the one that it was named in last
 	Target     string // of symbolic links, at most 4095 bytes
 	Policy     string // storage policy of a directory, "" inherits
 }

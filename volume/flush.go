@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -27,6 +28,8 @@ const (
 	stripesInFlight = 3
 	// piecesPerCommit bounds the extents that one journal record re-points.
 	piecesPerCommit = 256
+	// openStripesMax bounds the stripes being filled: one for each policy.
+	openStripesMax = 4
 )
 
 // chunk is one slice's worth of a file's unplaced bytes at the cut.
@@ -49,17 +52,23 @@ type flusher struct {
 	cut    *metastore.Snapshot
 	cutSeq uint64
 	log    *logWriter
-	policy erasure.Policy
 	cutter *chunker.Cutter
 
-	builder *stripe.Builder
-	chunks  []*chunk // of builder, by slice number
-	again   []*chunk // found by hash in stripes already placed
+	policies map[Ino]erasure.Policy // of directories
+	open     []*openStripe          // the one that was used last at the end
+	again    []*chunk               // found by hash in stripes already placed
 
 	group    *errgroup.Group
 	groupCtx context.Context
 	mu       sync.Mutex
 	placed   []stripe.Placed // guarded by mu
+}
+
+// openStripe is a stripe being filled. It takes chunks of one policy only.
+type openStripe struct {
+	policy  erasure.Policy
+	builder *stripe.Builder
+	chunks  []*chunk // by slice number
 }
 
 func (p *publisher) newFlusher(ctx context.Context, cut *metastore.Snapshot, cutSeq uint64, log *logWriter) (*flusher, error) {
@@ -71,7 +80,7 @@ func (p *publisher) newFlusher(ctx context.Context, cut *metastore.Snapshot, cut
 	if err != nil {
 		return nil, err
 	}
-	f := &flusher{p: p, cut: cut, cutSeq: cutSeq, log: log, policy: p.policy, cutter: cutter}
+	f := &flusher{p: p, cut: cut, cutSeq: cutSeq, log: log, cutter: cutter, policies: make(map[Ino]erasure.Policy)}
 	f.group, f.groupCtx = errgroup.WithContext(ctx)
 	f.group.SetLimit(stripesInFlight)
 	return f, nil
@@ -81,8 +90,8 @@ func (p *publisher) newFlusher(ctx context.Context, cut *metastore.Snapshot, cut
 // that hold it, for Publish.
 func (f *flusher) run() ([]stripe.Placed, error) {
 	err := f.files()
-	if err == nil {
-		err = f.sealStripe()
+	for err == nil && len(f.open) > 0 {
+		err = f.sealStripe(f.open[0])
 	}
 	if err == nil {
 		err = f.commitAgain()
@@ -124,6 +133,10 @@ func (f *flusher) files() error {
 // file cuts the unplaced runs of one file. A run of very many extents is cut in
 // parts, so that what is held of it is bounded.
 func (f *flusher) file(ino Ino) error {
+	policy, err := f.policy(ino)
+	if err != nil {
+		return err
+	}
 	fresh := true // nothing of the file is placed: it was written front to back
 	if err := f.cut.Extents(ino, 0, 1<<63, func(e metastore.Extent) bool {
 		fresh = !e.HasRemote
@@ -148,13 +161,13 @@ func (f *flusher) file(ino Ino) error {
 		if len(run) == 0 {
 			break
 		}
-		if err := f.cutRun(ino, run, fresh); err != nil {
+		if err := f.cutRun(ino, policy, run, fresh); err != nil {
 			return err
 		}
 		at = run[len(run)-1].End()
 	}
-	if f.policy.Mode == erasure.ModeFile {
-		return f.sealStripe() // stripes of this file alone
+	if i := f.opened(policy); i >= 0 && policy.Mode == erasure.ModeFile {
+		return f.sealStripe(f.open[i]) // stripes of this file alone
 	}
 	return nil
 }
@@ -164,13 +177,23 @@ const runExtentsMax = 64 << 10
 
 // cutRun cuts adjoining unplaced extents into chunks: by content where the file
 // was written front to back, else on a fixed grid.
-func (f *flusher) cutRun(ino Ino, run []metastore.Extent, fresh bool) error {
+func (f *flusher) cutRun(ino Ino, policy erasure.Policy, run []metastore.Extent, fresh bool) error {
+	st, err := f.stripe(policy)
+	if err != nil {
+		return err
+	}
+	most := st.builder.SliceBytesMax()
 	r := &runReader{store: f.p.v.store, extents: run}
 	start, end := run[0].Off, run[len(run)-1].End()
 	cut := func(data []byte) error {
-		c := &chunk{ino: ino, off: start, pieces: trim(run, start, start+uint64(len(data)))}
-		start += uint64(len(data))
-		return f.add(c, data)
+		for part := range slices.Chunk(data, most) {
+			c := &chunk{ino: ino, off: start, pieces: trim(run, start, start+uint64(len(part)))}
+			start += uint64(len(part))
+			if err := f.add(c, policy, part); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	if fresh {
 		return f.cutter.Cut(r, cut)
@@ -220,9 +243,9 @@ func (r *runReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// add gives a chunk to the open stripe, or finds it among those already placed.
-// data is valid during the call only.
-func (f *flusher) add(c *chunk, data []byte) error {
+// add gives a chunk to the policy's open stripe, or finds it among those
+// already placed. data is valid during the call only.
+func (f *flusher) add(c *chunk, policy erasure.Policy, data []byte) error {
 	if err := f.p.yield(f.groupCtx, len(data)); err != nil {
 		return err
 	}
@@ -230,7 +253,11 @@ func (f *flusher) add(c *chunk, data []byte) error {
 	if err != nil {
 		return err
 	}
-	c.hash = chunker.Hash(bundle.Dedup, data)
+	key := bundle.Dedup
+	if policy != f.p.policy {
+		key = chunker.Hash(key, []byte(policy.String())) // found again under this policy only
+	}
+	c.hash = chunker.Hash(key, data)
 	if remote, ok := f.find(c.hash, len(data)); ok {
 		c.remote = remote
 		f.again = append(f.again, c)
@@ -249,22 +276,47 @@ func (f *flusher) add(c *chunk, data []byte) error {
 		stored = append([]byte(nil), data...)
 	}
 	for {
-		if f.builder == nil {
-			if f.builder, err = f.p.stripes.NewBuilder(f.policy, metastore.PurposeContent); err != nil {
-				return err
-			}
+		st, err := f.stripe(policy)
+		if err != nil {
+			return err
 		}
-		if _, ok := f.builder.Add(stored, len(data), compressed); ok {
-			f.chunks = append(f.chunks, c)
+		if _, ok := st.builder.Add(stored, len(data), compressed); ok {
+			st.chunks = append(st.chunks, c)
 			return nil
 		}
-		if f.builder.Len() == 0 {
-			return fmt.Errorf("a slice of %d bytes does not fit a stripe of %d", len(stored), f.builder.SliceBytesMax())
+		if st.builder.Len() == 0 { // the pool has just shrunk: the next attempt cuts smaller
+			return fmt.Errorf("a slice of %d bytes does not fit a stripe of %d", len(stored), st.builder.SliceBytesMax())
 		}
-		if err := f.sealStripe(); err != nil {
+		if err := f.sealStripe(st); err != nil {
 			return err
 		}
 	}
+}
+
+// opened finds the policy's open stripe; -1 where there is none.
+func (f *flusher) opened(policy erasure.Policy) int {
+	return slices.IndexFunc(f.open, func(st *openStripe) bool { return st.policy == policy })
+}
+
+// stripe returns the policy's open stripe, and opens one where there is none.
+func (f *flusher) stripe(policy erasure.Policy) (*openStripe, error) {
+	if i := f.opened(policy); i >= 0 {
+		st := f.open[i]
+		f.open = append(slices.Delete(f.open, i, i+1), st)
+		return st, nil
+	}
+	if len(f.open) == openStripesMax {
+		if err := f.sealStripe(f.open[0]); err != nil {
+			return nil, err
+		}
+	}
+	b, err := f.p.stripes.NewBuilder(policy, metastore.PurposeContent)
+	if err != nil {
+		return nil, fmt.Errorf("policy %s: %w", policy, err)
+	}
+	st := &openStripe{policy: policy, builder: b}
+	f.open = append(f.open, st)
+	return st, nil
 }
 
 // find looks a chunk up among the slices already placed. A stripe that is
@@ -281,19 +333,18 @@ func (f *flusher) find(hash [32]byte, n int) (metastore.Remote, bool) {
 	return remote, true
 }
 
-// sealStripe hands the open stripe to the workers.
-func (f *flusher) sealStripe() error {
-	b, chunks := f.builder, f.chunks
-	f.builder, f.chunks = nil, nil
-	if b == nil || b.Len() == 0 {
+// sealStripe hands an open stripe to the workers.
+func (f *flusher) sealStripe(st *openStripe) error {
+	f.open = slices.DeleteFunc(f.open, func(other *openStripe) bool { return other == st })
+	if st.builder.Len() == 0 {
 		return nil
 	}
 	f.group.Go(func() error {
-		sealed, err := f.p.stripes.Seal(b)
+		sealed, err := f.p.stripes.Seal(st.builder)
 		if err != nil {
 			return err
 		}
-		for i, c := range chunks {
+		for i, c := range st.chunks {
 			c.remote = sealed.Slices[i]
 		}
 		info, err := f.p.stripes.Place(f.groupCtx, sealed)
@@ -304,7 +355,7 @@ func (f *flusher) sealStripe() error {
 		f.p.mu.Lock()
 		f.p.unpublished[sealed.ID] = struct{}{}
 		f.p.mu.Unlock()
-		if err := f.commit(&placedStripe{sealed.ID, info, sealed.Salt}, chunks); err != nil {
+		if err := f.commit(&placedStripe{sealed.ID, info, sealed.Salt}, st.chunks); err != nil {
 			return err
 		}
 		f.mu.Lock()

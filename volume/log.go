@@ -35,9 +35,10 @@ const (
 
 // logWriter collects a cut's entries and places them as they fill stripes.
 type logWriter struct {
-	p     *publisher
-	ctx   context.Context
-	group errgroup.Group // places stripes; its limit bounds the memory of a log
+	p      *publisher
+	ctx    context.Context
+	policy erasure.Policy
+	group  errgroup.Group // places stripes; its limit bounds the memory of a log
 
 	mu      sync.Mutex
 	buf     []byte          // guarded by mu: the open slice
@@ -57,7 +58,8 @@ type logStripe struct {
 const logStripesInFlight = 2
 
 func (p *publisher) newLogWriter(ctx context.Context) *logWriter {
-	w := &logWriter{p: p, ctx: ctx}
+	w := &logWriter{p: p, ctx: ctx, policy: p.policy}
+	w.policy.ShardBytes = max(w.policy.ShardBytes, erasure.DefaultShardBytes) // any log slice fits one shard
 	w.group.SetLimit(logStripesInFlight)
 	return w
 }
@@ -131,7 +133,7 @@ func (w *logWriter) endSlice() (full []*logStripe, err error) {
 	}
 	for {
 		if w.builder == nil {
-			b, err := w.p.stripes.NewBuilder(w.p.policy, metastore.PurposeLog)
+			b, err := w.p.stripes.NewBuilder(w.policy, metastore.PurposeLog)
 			if err != nil {
 				return full, err
 			}

@@ -60,10 +60,13 @@ func (v *Volume) connect(dev *Device, transport p2p.Transport) error {
 		return err
 	}
 	v.network, v.remote = n, n.fetcher
-	v.virtual = map[string]virtualAttribute{"user.defs.state": {get: func(ctx context.Context, ino Ino) ([]byte, error) {
-		state, err := v.FileState(ctx, ino)
-		return []byte(state), err
-	}}}
+	v.virtual = map[string]virtualAttribute{
+		"user.defs.state": {get: func(ctx context.Context, ino Ino) ([]byte, error) {
+			state, err := v.FileState(ctx, ino)
+			return []byte(state), err
+		}},
+		xattrPolicy: {get: v.ownPolicy, set: v.setPolicy},
+	}
 	go n.publisher.run()
 	return nil
 }

@@ -130,17 +130,17 @@ func (t *tx) exchange(fromDir Ino, a metastore.Dirent, toDir Ino, b metastore.Di
 	return t.stampMoved(fromDir, toDir, a.Ino, b.Ino)
 }
 
-// reparent moves a directory's ".." and the two link counts that hang on it; other entries have none.
+// reparent tells an inode of its new directory, and moves the two link counts that hang on a directory's "..".
 func (t *tx) reparent(d metastore.Dirent, from, to Ino) error {
-	if d.Type != syscall.DT_DIR {
-		return nil
-	}
 	n, err := t.inode(d.Ino)
 	if err != nil {
 		return err
 	}
 	n.Parent = to
 	t.putInode(d.Ino, n)
+	if d.Type != syscall.DT_DIR {
+		return nil
+	}
 	if err := t.addSubdirectories(from, -1); err != nil {
 		return err
 	}

@@ -147,7 +147,6 @@ func (v *Volume) Create(ctx context.Context, parent Ino, name string, c Create) 
 			if dir.Nlink >= nlinkMax {
 				return TooManyLinks
 			}
-			n.Parent = parent
 			n.Nlink = 2
 			dir.Nlink++
 		}
@@ -215,7 +214,7 @@ func (c *Create) check() error {
 func (t *tx) newInode(parent Ino, dir *metastore.Inode, c Create) (Ino, metastore.Inode, error) {
 	ino := t.newID()
 	n := metastore.Inode{
-		Mode: c.Mode, UID: c.UID, GID: c.GID, Nlink: 1,
+		Mode: c.Mode, UID: c.UID, GID: c.GID, Nlink: 1, Parent: parent,
 		Atime: t.now, Mtime: t.now, Ctime: t.now, Btime: t.now, Generation: 1,
 	}
 	switch c.Mode & syscall.S_IFMT {
@@ -278,6 +277,7 @@ func (v *Volume) Link(ctx context.Context, ino, parent Ino, name string) (Attr, 
 			n.Flags &^= flagLinkable
 		}
 		n.Nlink++
+		n.Parent = parent
 		n.Ctime = t.now
 		t.stamp(&dir)
 		t.putInode(ino, n)

@@ -68,7 +68,7 @@ func (v *Volume) SetXattr(ctx context.Context, ino Ino, name string, value []byt
 		return wrap(op, ino, Invalid)
 	}
 	if strings.HasPrefix(name, xattrOwnPrefix) {
-		return wrap(op, ino, v.setVirtual(ctx, ino, name, append([]byte{}, value...)))
+		return wrap(op, ino, v.setVirtual(ctx, ino, name, append([]byte{}, value...), flags))
 	}
 	if err := v.waitRoom(ctx, recordBytes+len(value)); err != nil {
 		return wrap(op, ino, err)
@@ -108,11 +108,20 @@ func (v *Volume) SetXattr(ctx context.Context, ino Ino, name string, value []byt
 	return wrap(op, ino, err)
 }
 
-func (v *Volume) setVirtual(ctx context.Context, ino Ino, name string, value []byte) error {
-	if a, ok := v.virtual[name]; ok && a.set != nil {
-		return a.set(ctx, ino, value)
+func (v *Volume) setVirtual(ctx context.Context, ino Ino, name string, value []byte, flags uint32) error {
+	a, ok := v.virtual[name]
+	if !ok || a.set == nil {
+		return Permission
 	}
-	return Permission
+	if flags != 0 {
+		switch _, err := a.get(ctx, ino); {
+		case err == nil && flags == XattrCreate:
+			return Exist
+		case err != nil && flags == XattrReplace:
+			return err
+		}
+	}
+	return a.set(ctx, ino, value)
 }
 
 // putXattr stores a copy of value.
@@ -159,7 +168,7 @@ func (v *Volume) ListXattr(ctx context.Context, ino Ino) ([]string, error) {
 func (v *Volume) RemoveXattr(ctx context.Context, ino Ino, name string) error {
 	const op = "removexattr"
 	if strings.HasPrefix(name, xattrOwnPrefix) {
-		return wrap(op, ino, v.setVirtual(ctx, ino, name, nil))
+		return wrap(op, ino, v.setVirtual(ctx, ino, name, nil, 0))
 	}
 	_, err := v.commit(func(t *tx) error {
 		n, err := t.inode(ino)

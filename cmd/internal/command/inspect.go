@@ -86,7 +86,7 @@ func writeInspection(out io.Writer, found control.Inspection) {
 	switch {
 	case found.File != nil:
 		f := found.File
-		fmt.Fprintf(w, "inode %d, %s, %s\n", f.Ino, size(f.Bytes), f.State)
+		fmt.Fprintf(w, "inode %d, %s, %s, policy %s\n", f.Ino, size(f.Bytes), f.State, f.Policy)
 		for _, e := range f.Extents {
 			where := "on this disk alone"
 			if e.Stripe != "" {
