@@ -58,6 +58,10 @@ bench-quick: ## the same with small sizes: 3 minutes at most
 bench-stages: ## measure the stages alone
 	go run ./bench -stages
 
+.PHONY: posix
+posix: ## the POSIX suites in every kind of mount, in their long form; writes CONFORMANCE.md; as root
+	DEFS_CONFORMANCE_REPORT=$(CURDIR)/CONFORMANCE.md go test -count 1 -v -timeout 60m ./conformance/
+
 .PHONY: integration
 integration: ## the whole system with real processes, real mounts and faults; DEFS_CRASHES=20 for more crashes
 	go test -count 1 -v -timeout 15m ./integration/
