@@ -54,6 +54,7 @@ var (
 	ErrNoVolume     = volume.ErrNoVolume
 	ErrVolumeExists = volume.ErrVolumeExists
 	ErrWords        = seal.ErrWords
+	ErrTicket       = p2p.ErrTicket
 	ErrNoHead       = volume.ErrNoHead
 	ErrNoFile       = errors.New("no file with this id")
 )
@@ -156,7 +157,7 @@ func writeMessage(path string, m proto.Message) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, b, 0o600)
+	return p2p.WriteFile(path, b)
 }
 
 // messageBytesMax bounds the identity files.

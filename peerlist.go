@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/defs-fs/defs/p2p"
 )
 
 // peersFile lists, one per line, multiaddrs of members to ask first.
@@ -28,7 +30,7 @@ func addPeers(dir string, addrs []string) error {
 	if len(all) == len(old) {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(dir, peersFile), []byte(strings.Join(all, "\n")+"\n"), 0o600)
+	return p2p.WriteFile(filepath.Join(dir, peersFile), []byte(strings.Join(all, "\n")+"\n"))
 }
 
 // knownPeers reads the directory's list of peers; a missing file is empty.

@@ -184,7 +184,7 @@ func LoadOrCreateKey(path string) (ed25519.PrivateKey, error) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, fmt.Errorf("create peer key: %w", err)
 		}
-		if err := writeFileSync(path, []byte(hex.EncodeToString(key.Seed())+"\n")); err != nil {
+		if err := WriteFile(path, []byte(hex.EncodeToString(key.Seed())+"\n")); err != nil {
 			return nil, fmt.Errorf("create peer key: %w", err)
 		}
 		return key, nil
@@ -199,8 +199,9 @@ func LoadOrCreateKey(path string) (ed25519.PrivateKey, error) {
 	return ed25519.NewKeyFromSeed(seed), nil
 }
 
-// writeFileSync replaces path by data, whole or not at all.
-func writeFileSync(path string, data []byte) (err error) {
+// WriteFile replaces path by data, whole or not at all, with mode 0600. Once it
+// has returned, a power cut does not undo it.
+func WriteFile(path string, data []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
 		return err

@@ -105,7 +105,7 @@ func (h *Host) saveMembers() error {
 	h.table.mu.Unlock()
 	b, err := encodeMemberFile(file)
 	if err == nil {
-		err = writeFileSync(h.o.memberPath(), b)
+		err = WriteFile(h.o.memberPath(), b)
 	}
 	if err != nil {
 		h.table.mu.Lock()
