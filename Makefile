@@ -41,7 +41,8 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 .PHONY: install
 install: build ## install for all users, with mount(8)'s helper and the systemd unit
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/defs bin/defs-mount
-	install -d $(DESTDIR)/sbin
+	install -d $(DESTDIR)/sbin $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	bin/defs completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/defs
 	ln -sf $(PREFIX)/bin/defs-mount $(DESTDIR)/sbin/mount.fuse.defs
 	install -D -m 644 packaging/systemd/defs-mount@.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-mount@.service
 	install -D -m 644 packaging/systemd/defs-node.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-node.service

@@ -1,6 +1,7 @@
 package defs
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -109,15 +110,24 @@ func joinPool(o *NodeOptions) (ed25519.PrivateKey, *wire.Certificate, error) {
 	path := filepath.Join(o.Dir, certificateFile)
 	certificate := &wire.Certificate{}
 	err = readMessage(path, certificate)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return key, certificate, err
+	joined := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, err
 	}
 	if o.Ticket == "" {
+		if joined {
+			return key, certificate, nil
+		}
 		return nil, nil, ErrNotJoined
 	}
 	ticket, err := p2p.ParseTicket(o.Ticket)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, nil, err
+	case joined && !bytes.Equal(certificate.Pool, ticket.Pool[:]):
+		return nil, nil, fmt.Errorf("%w: it is for another pool than the one whose shards this node stores: use another directory for that pool", p2p.ErrTicket)
+	case joined:
+		return key, certificate, nil
 	}
 	if certificate, err = p2p.Join(ticket, key, p2p.RoleNode); err != nil {
 		return nil, nil, err

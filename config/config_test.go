@@ -71,14 +71,14 @@ func TestMountListsAccumulate(t *testing.T) {
 func TestLoadListsEveryViolation(t *testing.T) {
 	_, err := Load(Sources{
 		Files:   []string{write(t, "jurnal-max = '1GiB'\npolicy = '0+0'\ncapacity = 'much'\nsuspect-after = 'soon'\nlisten = ['here']\n")},
-		Environ: []string{"DEFS_PEERZ=x", "DEFS_LOG_LEVEL=loud", "DEFS_MEMORY_MAX=1KiB"},
+		Environ: []string{"DEFS_PEERZ=x", "DEFS_LOG_LEVEL=loud", "DEFS_MEMORY_MAX=1KiB", "DEFS_JOURNAL_MAX=1MiB"},
 	})
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
 		`unknown setting "jurnal-max" (did you mean "journal-max"?)`, `unknown setting "peerz" (did you mean "peers"?)`,
-		"policy: ", "capacity: much", "suspect-after: soon", `listen: "here"`, `log-level: "loud"`, "memory-max: 1.0 KiB",
+		"policy: ", "capacity: much", "suspect-after: soon", `listen: "here"`, `log-level: "loud"`, "memory-max: 1.0 KiB", "journal-max: 1.0 MiB",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no word of %q in:\n%v", want, err)

@@ -111,6 +111,9 @@ func (o *Options) Validate() error {
 			wrong(key, "%d is negative", n)
 		}
 	}
+	if o.JournalMax > 0 && o.JournalMax < 128<<20 {
+		wrong("journal-max", "%s is too little: use at least 128MiB", o.JournalMax)
+	}
 	if o.MemoryMax > 0 && o.MemoryMax < 64<<20 {
 		wrong("memory-max", "%s is too little: use at least 64MiB", o.MemoryMax)
 	}

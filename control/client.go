@@ -150,6 +150,9 @@ func (c *Client) do(ctx context.Context, method, what string, query url.Values, 
 	}
 	rep, err := c.http.Do(req)
 	if err != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, fmt.Errorf("%s: the process that has the volume open does not answer: %w", what, ctx.Err())
+		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}

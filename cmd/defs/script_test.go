@@ -2,8 +2,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -11,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/defs-fs/defs/cmd/internal/command"
 )
@@ -43,6 +47,8 @@ func TestScripts(t *testing.T) {
 			"await":  await,
 			"detach": detach,
 			"keep":   keep,
+			"until":  until,
+			"signal": signal,
 		},
 	})
 }
@@ -82,4 +88,37 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 func detach(ts *testscript.TestScript, neg bool, args []string) {
 	path := ts.MkAbs(args[0])
 	ts.Defer(func() { syscall.Unmount(path, syscall.MNT_DETACH) })
+}
+
+// until TEXT COMMAND ARGS... repeats a command until its output has the text.
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if err := ts.Exec(args[1], args[2:]...); err == nil && strings.Contains(ts.ReadFile("stdout"), args[0]) {
+			return
+		}
+	}
+	ts.Fatalf("%q does not come", args[0])
+}
+
+// signal NAME VOLUME sends a signal to the process that has mounted the volume
+// in the background last. It returns after the end of a process that it kills.
+func signal(ts *testscript.TestScript, neg bool, args []string) {
+	log := ts.ReadFile(filepath.Join(args[1], "log", "mount.log"))
+	pids := regexp.MustCompile(`msg=mounted pid=([0-9]+)`).FindAllStringSubmatch(log, -1)
+	if len(pids) == 0 {
+		ts.Fatalf("%s has not been mounted", args[1])
+	}
+	pid, err := strconv.Atoi(pids[len(pids)-1][1])
+	ts.Check(err)
+	number := unix.SignalNum("SIG" + args[0])
+	ts.Check(syscall.Kill(pid, number))
+	for deadline := time.Now().Add(30 * time.Second); number == syscall.SIGKILL && syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)); err == nil && len(threads) == 1 && strings.Contains(string(state), ") Z ") {
+			return // has ended, and nobody waits for it
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("process %d does not end", pid)
+		}
+	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/defs-fs/defs/config"
+	"github.com/defs-fs/defs/control"
 )
 
 // Streams are what a command reads and writes.
@@ -56,13 +57,12 @@ func Defs(args []string, s Streams) int {
 over machines that can neither read it nor lose it.
 
 Exit codes: 0 done, 1 failed, 3 done in part, 4 degraded, 5 not yet durable,
-10 no such volume, 12 wrong words, 13 no space, 14 mountpoint cannot be used,
+10 no such volume, 12 wrong secret, 13 no space, 14 mountpoint cannot be used,
 64 wrong usage, 124 timed out.`,
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		root.Version = info.Main.Version
 	}
-	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	config.AddFlags(root.PersistentFlags(), "data", "volume", "log-level")
 	root.AddCommand(
 		a.initCommand(), a.ticketCommand(), a.recoverCommand(), a.mountCommand("mount [VOLUME] MOUNTPOINT", 1), a.umountCommand(),
@@ -93,12 +93,12 @@ func Mount(args []string, s Streams, helper bool) int {
 }
 
 func (a *app) run(root *cobra.Command, args []string) int {
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, errors too")
 	root.SetArgs(args)
 	root.SetIn(a.In)
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "peer" {
 			name = "peers" // who gives one writes --peer
@@ -117,6 +117,14 @@ func (a *app) run(root *cobra.Command, args []string) int {
 		return code
 	}
 	a.tellParent(err.Error())
+	if a.json {
+		json.NewEncoder(a.Err).Encode(struct {
+			Schema int    `json:"schema"`
+			Error  string `json:"error"`
+			Code   int    `json:"exit_code"`
+		}{control.Schema, err.Error(), code})
+		return code
+	}
 	fmt.Fprintf(a.Err, "%s: %v\n", root.Name(), err)
 	if code == exitUsage {
 		fmt.Fprintf(a.Err, "Try '%s --help'.\n", ran.CommandPath())

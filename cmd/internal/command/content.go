@@ -93,7 +93,12 @@ func (a *app) getCommand() *cobra.Command {
 }
 
 func (a *app) cacheCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "cache", Short: "Manage the bytes on this disk that the peers have too", Args: args(0, 0)}
+	cmd := &cobra.Command{
+		Use:   "cache",
+		Short: "Manage the bytes on this disk that the peers have too",
+		Args:  args(0, 0),
+		RunE:  func(*cobra.Command, []string) error { return usage("say what to do with them: cache drop") },
+	}
 	drop := &cobra.Command{
 		Use:   "drop",
 		Short: "Remove every clean local byte",

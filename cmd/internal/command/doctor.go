@@ -7,11 +7,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/defs-fs/defs/config"
 	"github.com/defs-fs/defs/control"
 	"github.com/defs-fs/defs/fusefs"
 	"github.com/defs-fs/defs/volume"
@@ -45,10 +47,17 @@ func (a *app) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what keeps DeFS from working on this machine",
-		Args:  args(0, 0),
+		Long: `Look for what keeps DeFS from working on this machine: the kernel's part, mounts
+whose process has ended, the clock, limits, the disk, the peers. Where a volume is
+named (--data, --volume), only its mounts are looked at, else all of this machine.`,
+		Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			exams := []exam{examFuse(), examHelper(), examMounts(fix), examClock(), examFiles()}
 			_, dir, err := a.volume(cmd)
+			only := ""
+			if cmd.Flag("data").Changed || cmd.Flag("volume").Changed {
+				only = dir
+			}
+			exams := []exam{examFuse(), examHelper(), examMounts(only, fix), examClock(), examFiles()}
 			if err == nil {
 				_, err = volume.LoadDevice(dir)
 			}
@@ -79,6 +88,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			return silentError(exitFailed)
 		},
 	}
+	config.AddFlags(cmd.Flags(), openFlags...)
 	cmd.Flags().BoolVar(&fix, "fix", false, "repair what can be repaired without asking: detach dead mounts")
 	return cmd
 }
@@ -103,10 +113,14 @@ func examHelper() exam {
 	return exam{"helper", examFailed, "fusermount3 is not installed (apt install fuse3)"}
 }
 
-func examMounts(fix bool) exam {
+// examMounts looks at the mounts of the volume in only, or at all for "".
+func examMounts(only string, fix bool) exam {
 	mounts, err := fusefs.Mounts()
 	if err != nil {
 		return exam{"mounts", examFailed, err.Error()}
+	}
+	if only != "" {
+		mounts = slices.DeleteFunc(mounts, func(m fusefs.Mounted) bool { return volumeDir(m) != only })
 	}
 	var dead, silent, fixed int
 	for _, m := range mounts {
@@ -209,15 +223,15 @@ func (a *app) examReach(cmd *cobra.Command) exam {
 	case err != nil:
 		return exam{"peers", examFailed, err.Error()}
 	case st.Health.Lost > 0:
-		return exam{"peers", examFailed, fmt.Sprintf("%d nodes alive, too few for %d stripes: bring nodes back", st.Pool.Nodes, st.Health.Lost)}
+		return exam{"peers", examFailed, fmt.Sprintf("%s alive, too few for %d stripes: bring nodes back", plural(st.Pool.Nodes, "node"), st.Health.Lost)}
 	case st.Pool.Nodes == 0:
 		return exam{"peers", examFailed, "no storage node answers: start nodes, or give their addresses (peers)"}
 	case st.Problem != "":
 		return exam{"peers", examWarn, st.Problem}
 	case st.Health.Unreachable > 0:
-		return exam{"peers", examWarn, fmt.Sprintf("%d nodes alive; %d stripes are out of reach until silent nodes answer again", st.Pool.Nodes, st.Health.Unreachable)}
+		return exam{"peers", examWarn, fmt.Sprintf("%s alive; %d stripes are out of reach until silent nodes answer again", plural(st.Pool.Nodes, "node"), st.Health.Unreachable)}
 	case st.Health.Degraded > 0:
-		return exam{"peers", examWarn, fmt.Sprintf("%d nodes alive, %d stripes have fewer shards than they should", st.Pool.Nodes, st.Health.Degraded)}
+		return exam{"peers", examWarn, fmt.Sprintf("%s alive, %d stripes have fewer shards than they should", plural(st.Pool.Nodes, "node"), st.Health.Degraded)}
 	}
 	return exam{"peers", examFine, fmt.Sprintf("%s on %s alive", plural(st.Pool.Nodes, "node"), plural(st.Pool.Hosts, "host"))}
 }

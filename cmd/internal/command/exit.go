@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/defs-fs/defs"
 	"github.com/defs-fs/defs/config"
@@ -20,7 +21,7 @@ const (
 	exitDegraded   = 4  // all is there, with less protection than wanted
 	exitNotDurable = 5  // not yet safe with the peers
 	exitNoVolume   = 10 // there is no such volume
-	exitSecret     = 12 // wrong recovery words
+	exitSecret     = 12 // wrong recovery words, or a wrong ticket
 	exitNoSpace    = 13
 	exitMountpoint = 14 // the mountpoint cannot be used
 	exitUsage      = 64 // EX_USAGE of sysexits.h
@@ -57,9 +58,9 @@ func exitCode(err error) int {
 		return int(silent)
 	case errors.Is(err, defs.ErrNoVolume), errors.Is(err, config.ErrNoVolume):
 		return exitNoVolume
-	case errors.Is(err, defs.ErrWords), errors.Is(err, defs.ErrNoHead):
+	case errors.Is(err, defs.ErrWords), errors.Is(err, defs.ErrTicket), errors.Is(err, defs.ErrNoHead):
 		return exitSecret
-	case errors.Is(err, volume.NoSpace), control.CodeOf(err) == control.CodeNoSpace:
+	case errors.Is(err, volume.NoSpace), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), control.CodeOf(err) == control.CodeNoSpace:
 		return exitNoSpace
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return exitTimeout

@@ -52,6 +52,9 @@ which it can be reached and writes them to the file addrs in its directory.`,
 			if err != nil {
 				return err
 			}
+			if join != "" && ticket == join {
+				fmt.Fprintln(a.Err, "The ticket is a secret, and others on this computer can see command lines: give it as --join @FILE or --join - next time.")
+			}
 			return a.runNodes(cmd.Context(), o, ticket, count)
 		},
 	}

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,10 +10,12 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/defs-fs/defs/config"
 )
 
 func (a *app) peersCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "peers",
 		Short: "List the pool as this device sees it",
 		Args:  args(0, 0),
@@ -22,7 +25,9 @@ func (a *app) peersCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, s.close()) }()
-			peers, err := s.Peers(cmd.Context())
+			ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+			defer cancel()
+			peers, err := s.Peers(ctx)
 			if err != nil {
 				return err
 			}
@@ -41,4 +46,6 @@ func (a *app) peersCommand() *cobra.Command {
 			})
 		},
 	}
+	config.AddFlags(cmd.Flags(), openFlags...)
+	return cmd
 }

@@ -23,6 +23,7 @@ const (
 	settleTimeout = 3 * time.Second  // for the nodes to be heard, when a command opens a volume
 	closeTimeout  = 30 * time.Second // for the local state to be written
 	handoverMax   = 10 * time.Second // for another process to let go of a volume
+	answerTimeout = 30 * time.Second // for the process that has a volume open, which may be stopped, to tell figures
 )
 
 // openFlags are the settings that matter to whoever opens a volume.

@@ -15,6 +15,7 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
+	"github.com/defs-fs/defs/config"
 	"github.com/defs-fs/defs/control"
 )
 
@@ -30,7 +31,9 @@ func (a *app) statusCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, s.close()) }()
-			st, err := s.Status(cmd.Context())
+			ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+			defer cancel()
+			st, err := s.Status(ctx)
 			if err != nil {
 				return err
 			}
@@ -48,6 +51,7 @@ func (a *app) statusCommand() *cobra.Command {
 			return nil
 		},
 	}
+	config.AddFlags(cmd.Flags(), openFlags...)
 	cmd.Flags().BoolVar(&check, "check", false, "end with 1, 4 or 5 when something is lost, degraded or not yet durable")
 	return cmd
 }
@@ -125,6 +129,7 @@ func (a *app) waitCommand() *cobra.Command {
 			return a.print(st, nil)
 		},
 	}
+	config.AddFlags(cmd.Flags(), openFlags...)
 	cmd.Flags().BoolVar(&durable, "durable", false, "until everything acknowledged so far has the protection that the policy wants")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after so long, such as 5m; 0 is never")
 	return cmd
