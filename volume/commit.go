@@ -27,6 +27,7 @@ type tx struct {
 	seq     uint64 // journal sequence that the record will have
 	changed []changedInode
 	names   []changedName
+	extents []changedExtent
 	bytes   int64  // added to usage
 	inodes  int64  // added to usage
 	bound   uint64 // of the numbers reserved by this mutation; 0 = none
@@ -80,6 +81,35 @@ func (t *tx) addEntry(parent Ino, d metastore.Dirent) {
 func (t *tx) deleteEntry(parent Ino, d metastore.Dirent) {
 	t.DeleteDirent(parent, d)
 	t.names = append(t.names, changedName{parent: parent, entry: d, free: true})
+}
+
+// AddExtent adds an extent where none starts.
+func (t *tx) AddExtent(ino Ino, e metastore.Extent) {
+	t.Txn.AddExtent(ino, e)
+	t.extents = append(t.extents, changedExtent{ino: ino, e: e})
+}
+
+// PutExtent adds an extent, or replaces one of the same place and length.
+func (t *tx) PutExtent(ino Ino, e metastore.Extent) {
+	t.Txn.PutExtent(ino, e)
+	t.extents = append(t.extents, changedExtent{ino: ino, e: e})
+}
+
+// DeleteExtent removes an extent, given as it was read.
+func (t *tx) DeleteExtent(ino Ino, e metastore.Extent) {
+	t.Txn.DeleteExtent(ino, e)
+	t.extents = append(t.extents, changedExtent{ino: ino, e: e, deleted: true})
+}
+
+// stripes returns the stripes of the inodes that the mutation changes.
+func (t *tx) stripes() (set stripeSet) {
+	for i := range t.changed {
+		set.add(t.changed[i].ino)
+	}
+	for i := range t.extents {
+		set.add(t.extents[i].ino)
+	}
+	return set
 }
 
 // record writes the collected inodes and the usage into the transaction and encodes it.
@@ -142,13 +172,15 @@ func (v *Volume) commitLocked(sealed *cache.Sealed, build func(*tx, uint64, cach
 	if err != nil {
 		return 0, err
 	}
-	v.inodes.lockChanged(t.changed)
+	stripes := t.stripes()
+	v.inodes.lockAll(stripes)
 	err = v.db.Apply(seq, record)
 	if err == nil {
 		v.inodes.replace(t.changed)
 		v.names.replace(t.names)
+		v.extents.replace(t.extents)
 	}
-	v.inodes.unlockChanged(t.changed)
+	v.inodes.unlockAll(stripes)
 	if err != nil {
 		// The journal has the record, the metastore has not: only a replay brings them together again.
 		v.fail(fmt.Errorf("apply journal record %d to the metastore: %w; mount the volume again to replay the journal", seq, err))

@@ -23,7 +23,7 @@ func (t *tx) unmap(ino Ino, n *metastore.Inode, from, to uint64) error {
 	if from >= n.Size || from >= to || n.Allocated == 0 {
 		return nil
 	}
-	return t.v.db.Extents(ino, from, to, func(e metastore.Extent) bool {
+	return t.v.extents.overlapping(ino, from, to, func(e metastore.Extent) bool {
 		t.DeleteExtent(ino, e)
 		n.Allocated -= uint64(e.Len)
 		t.bytes -= int64(e.Len)

@@ -102,7 +102,7 @@ func (v *Volume) view(ino Ino, off uint64, length int) (metastore.Inode, []metas
 		return n, nil, nil
 	}
 	var extents []metastore.Extent
-	err = v.db.Extents(ino, off, off+min(uint64(length), n.Size-off), func(e metastore.Extent) bool {
+	err = v.extents.overlapping(ino, off, off+min(uint64(length), n.Size-off), func(e metastore.Extent) bool {
 		extents = append(extents, e)
 		return true
 	})
@@ -191,6 +191,9 @@ func (v *Volume) writePart(ctx context.Context, ino Ino, off uint64, data []byte
 		end := off + uint64(len(data))
 		if end > fileMaxBytes {
 			return FileTooLarge
+		}
+		if n.Allocated == 0 && end <= windowBytes {
+			v.extents.noteEmpty(ino)
 		}
 		if err := t.unmap(ino, &n, off, end); err != nil {
 			return err

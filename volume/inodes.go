@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"math/bits"
 	"sync"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -69,31 +70,30 @@ func (it *inodeTable) load(ino Ino) (metastore.Inode, error) {
 	return n, nil
 }
 
-// lockChanged keeps readers of the changed inodes out; only the holder of v.mu calls it, and readers hold one
+// stripeSet is a set of the table's stripes.
+type stripeSet [inodeStripes / 64]uint64
+
+func (set *stripeSet) add(ino Ino) {
+	i := uint64(ino) % inodeStripes
+	set[i/64] |= 1 << (i % 64)
+}
+
+// lockAll keeps readers of the inodes in these stripes out. Only the holder of v.mu calls it, and readers hold one
 // stripe at most, so the order does not matter.
-func (it *inodeTable) lockChanged(changed []changedInode) {
-	for i := range changed {
-		if l := it.lock(changed[i].ino); !lockedBefore(it, changed[:i], l) {
-			l.Lock()
+func (it *inodeTable) lockAll(set stripeSet) {
+	for word, left := range set {
+		for ; left != 0; left &= left - 1 {
+			it.stripe[word*64+bits.TrailingZeros64(left)].Lock()
 		}
 	}
 }
 
-func (it *inodeTable) unlockChanged(changed []changedInode) {
-	for i := range changed {
-		if l := it.lock(changed[i].ino); !lockedBefore(it, changed[:i], l) {
-			l.Unlock()
+func (it *inodeTable) unlockAll(set stripeSet) {
+	for word, left := range set {
+		for ; left != 0; left &= left - 1 {
+			it.stripe[word*64+bits.TrailingZeros64(left)].Unlock()
 		}
 	}
-}
-
-func lockedBefore(it *inodeTable, changed []changedInode, l *sync.RWMutex) bool {
-	for i := range changed {
-		if it.lock(changed[i].ino) == l {
-			return true
-		}
-	}
-	return false
 }
 
 // replace makes the cache show what was applied. The caller holds the stripes of changed.

@@ -92,7 +92,7 @@ func (t *tx) orphan(ino Ino, n metastore.Inode) error {
 func (t *tx) erase(ino Ino, n metastore.Inode, budget int) (used int, erased bool, err error) {
 	erased = true
 	if n.Allocated > 0 {
-		err = t.v.db.Extents(ino, 0, fileMaxBytes, func(e metastore.Extent) bool {
+		err = t.v.extents.overlapping(ino, 0, n.Size, func(e metastore.Extent) bool {
 			if used == budget {
 				erased = false
 				return false

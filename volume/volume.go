@@ -95,6 +95,7 @@ type Volume struct {
 	db      *metastore.DB
 	inodes  *inodeTable
 	names   *nameTable
+	extents *extentTable
 	refs    references
 	reaper  *reaper
 	clock   func() time.Time
@@ -155,6 +156,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	}
 	v.inodes = newInodeTable(v.db)
 	v.names = newNameTable(v.inodes)
+	v.extents = newExtentTable(v.db)
 	if err := v.start(o); err != nil {
 		return nil, errors.Join(fmt.Errorf("open volume: %w", err), v.db.Close(), v.store.Close())
 	}
