@@ -63,6 +63,11 @@ bench-stages: ## measure the stages alone
 posix: ## the POSIX suites in every kind of mount, in their long form; writes CONFORMANCE.md; as root
 	DEFS_CONFORMANCE_REPORT=$(CURDIR)/CONFORMANCE.md go test -count 1 -v -timeout 60m ./conformance/
 
+N ?= 20
+.PHONY: crash
+crash: ## crash mounts and nodes in the middle of work, N (20) times each, and print what that has cost
+	DEFS_CRASHES=$(N) go test -count 1 -v -timeout 0 -run 'Killed|PowerCut' ./integration/
+
 .PHONY: integration
-integration: ## the whole system with real processes, real mounts and faults; DEFS_CRASHES=20 for more crashes
+integration: ## the whole system with real processes, real mounts and faults
 	go test -count 1 -v -timeout 15m ./integration/

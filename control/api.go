@@ -27,18 +27,18 @@ const Schema = 1
 
 // Status of a volume. Sizes are bytes.
 type Status struct {
-	Schema         int    `json:"schema"`
-	Volume         string `json:"volume"` // its name
-	VolumeID       string `json:"volume_id"`
-	Mounted        bool   `json:"mounted"`
-	Mountpoint     string `json:"mountpoint,omitempty"`
-	Bytes          Bytes  `json:"bytes"`
-	Cache          Cache  `json:"cache"`
-	Journal        Fill   `json:"journal"`
-	Pool           Pool   `json:"pool"`
-	Health         Health `json:"health"`
-	SurvivesLosses Losses `json:"survives_losses"`
-	Tasks          []Task `json:"tasks"`
+	Schema         int     `json:"schema"`
+	Volume         string  `json:"volume"` // its name
+	VolumeID       string  `json:"volume_id"`
+	Mounted        bool    `json:"mounted"`
+	Mountpoint     string  `json:"mountpoint,omitempty"`
+	Bytes          Bytes   `json:"bytes"`
+	Cache          Cache   `json:"cache"`
+	Journal        Journal `json:"journal"`
+	Pool           Pool    `json:"pool"`
+	Health         Health  `json:"health"`
+	SurvivesLosses Losses  `json:"survives_losses"`
+	Tasks          []Task  `json:"tasks"`
 	// Head is the sequence number of the newest published head; 0 for none.
 	Head      uint64     `json:"head"`
 	Published *time.Time `json:"published,omitempty"`
@@ -60,10 +60,11 @@ type Cache struct {
 	MaxBytes   int64 `json:"max_bytes"`
 }
 
-// Fill is how full something is.
-type Fill struct {
-	Bytes    int64 `json:"bytes"`
-	MaxBytes int64 `json:"max_bytes"`
+// Journal is what waits on this disk for the peers.
+type Journal struct {
+	Bytes            int64  `json:"bytes"`
+	MaxBytes         int64  `json:"max_bytes"`
+	UnflushedRecords uint64 `json:"unflushed_records"` // changes that a power cut now would take
 }
 
 // Pool counts what is alive.

@@ -125,7 +125,7 @@ func (s *Server) render(st volume.Status) Status {
 		Schema: Schema, Volume: st.Name, VolumeID: st.Volume,
 		Bytes:          Bytes{st.Journaled, st.Queued, st.Recoverable, st.Durable},
 		Cache:          Cache{st.CleanBytes, st.CleanMaxBytes},
-		Journal:        Fill{st.JournalBytes, st.JournalMaxBytes},
+		Journal:        Journal{st.JournalBytes, st.JournalMaxBytes, st.UnflushedRecords},
 		Pool:           Pool{st.Nodes, st.Hosts},
 		Health:         Health{st.Stripes, st.Degraded, st.Unreachable, st.Lost},
 		SurvivesLosses: Losses{max(st.SurvivesNodes, 0), max(st.SurvivesHosts, 0)},

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -50,9 +51,16 @@ type node struct {
 // a host label of its own. Nothing is mounted yet.
 func newCluster(t *testing.T, policy string, count int) *cluster {
 	t.Helper()
+	return newClusterAt(t, "", policy, count)
+}
+
+// newClusterAt is newCluster with the volume's local state in a directory of
+// another disk.
+func newClusterAt(t *testing.T, device, policy string, count int) *cluster {
+	t.Helper()
 	dir := filepath.Join(os.Getenv(directoryVariable), t.Name())
 	c := &cluster{
-		t: t, dir: dir, device: filepath.Join(dir, "device"), mnt: filepath.Join(dir, "mnt"),
+		t: t, dir: dir, device: cmp.Or(device, filepath.Join(dir, "device")), mnt: filepath.Join(dir, "mnt"),
 		ticket: filepath.Join(dir, "secret", "ticket"), words: filepath.Join(dir, "secret", "words"),
 	}
 	for _, d := range []string{"mnt", "log", "nodes", "secret"} {
@@ -160,15 +168,21 @@ func (c *cluster) addrs() (addrs []string, file string) {
 	return addrs, file
 }
 
-// mountNow mounts the volume and returns how long it took until it answered.
-func (c *cluster) mountNow() time.Duration {
+// startMount starts the mount's process and does not wait for it.
+func (c *cluster) startMount() {
 	c.t.Helper()
-	began := time.Now()
 	_, addrs := c.addrs()
 	c.mounts++
 	c.mount = spawn(c.t, "mount", filepath.Join(c.dir, "log", fmt.Sprint("mount-", c.mounts)),
 		program("defs-mount"), "lab", c.mnt, "-o", fmt.Sprintf("data=%s,peers=@%s,listen=/ip4/127.0.0.1/tcp/0,suspect-after=%v,dead-after=%v,dial-timeout=%v",
 			c.device, addrs, suspectAfter, deadAfter, dialTimeout))
+}
+
+// mountNow mounts the volume and returns how long it took until it answered.
+func (c *cluster) mountNow() time.Duration {
+	c.t.Helper()
+	began := time.Now()
+	c.startMount()
 	eventually(c.t, 30*time.Second, "the mount answers", func() bool {
 		if !c.mount.running() {
 			c.t.Fatalf("mount ended:\n%s", c.mount.tail())

@@ -3,7 +3,7 @@
 // that happen.
 //
 //	go test ./integration/
-//	DEFS_CRASHES=20 go test -run TestMountKilled -v ./integration/
+//	DEFS_CRASHES=1000 go test -run 'Killed|PowerCut' -v ./integration/
 //
 // Each test has a cluster of its own in one temporary directory: storage nodes,
 // a volume, a mount. TestMain runs the tests in a child process and sweeps when
@@ -58,7 +58,7 @@ func supervise() (code int, err error) {
 		return 0, fmt.Errorf("build the programs: %w\n%s", err, out)
 	}
 	child := exec.Command(os.Args[0], os.Args[1:]...)
-	child.Env = append(os.Environ(), directoryVariable+"="+dir)
+	child.Env = append(os.Environ(), directoryVariable+"="+dir, "TMPDIR="+dir) // disks that tests make are swept too
 	child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := child.Start(); err != nil {
 		return 0, err

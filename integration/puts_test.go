@@ -35,7 +35,8 @@ func TestNodeKilledDuringPuts(t *testing.T) {
 	}
 	var shards, records, heads int
 	var slowest time.Duration
-	for round := range crashes(t) {
+	count := crashes(t, 5)
+	for round := range count {
 		victim := round % 2
 		var puts atomic.Int64
 		var killed atomic.Bool
@@ -62,7 +63,7 @@ func TestNodeKilledDuringPuts(t *testing.T) {
 		}
 	}
 	t.Logf("%d crashes; %d shards, %d index records, %d heads were acknowledged and are there; slowest start %v",
-		crashes(t), shards, records, heads, slowest.Round(time.Millisecond))
+		count, shards, records, heads, slowest.Round(time.Millisecond))
 }
 
 // joinAsDevice returns a host of this process that is a device in the pool.

@@ -30,6 +30,7 @@ type Status struct {
 
 	CleanBytes, CleanMaxBytes     int64
 	JournalBytes, JournalMaxBytes int64
+	UnflushedRecords              uint64 // changes that a power cut now would take
 
 	Nodes, Hosts int // alive
 
@@ -61,7 +62,7 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	cs := v.store.Stats()
 	s := Status{
 		CleanBytes: cs.CleanBytes, CleanMaxBytes: cs.CleanMaxBytes,
-		JournalBytes: cs.JournalBytes, JournalMaxBytes: cs.JournalMaxBytes,
+		JournalBytes: cs.JournalBytes, JournalMaxBytes: cs.JournalMaxBytes, UnflushedRecords: cs.LastSeq - cs.DurableSeq,
 		SurvivesNodes: -1, SurvivesHosts: -1,
 	}
 	if err := v.failure(); err != nil {
