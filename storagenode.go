@@ -32,7 +32,8 @@ type NodeOptions struct {
 	Ticket        string   // joins a pool; needed the first time only
 	Listen        []string // multiaddrs; port 0, the default, is the one of last time or any that is free
 	Peers         []string // multiaddrs, with /p2p/ID, of members to ask first
-	CapacityBytes uint64   // 0 = the store's default
+	CapacityBytes uint64   // 0 = what its disk has free, less a reserve
+	DiskShare     int      // nodes that share the disk; default 1
 	Host, Zone    string   // failure domains; default: this machine, none
 
 	HeartbeatInterval, SuspectAfter, DeadAfter, DialTimeout time.Duration // 0 = default
@@ -73,7 +74,7 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 			err = errors.Join(fmt.Errorf("open node: %w", err), n.Close())
 		}
 	}()
-	n.store, err = shardstore.Open(shardstore.Options{Dir: filepath.Join(o.Dir, shardsDir), CapacityBytes: o.CapacityBytes, Logger: o.Logger})
+	n.store, err = shardstore.Open(shardstore.Options{Dir: filepath.Join(o.Dir, shardsDir), CapacityBytes: o.CapacityBytes, DiskShare: uint64(o.DiskShare), Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}

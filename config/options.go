@@ -53,7 +53,7 @@ type Options struct {
 
 	Host     string `koanf:"host" usage:"label of the machine, a failure domain"`
 	Zone     string `koanf:"zone" usage:"label of the place, a failure domain"`
-	Capacity Size   `koanf:"capacity" usage:"bytes that the node stores for others"`
+	Capacity Size   `koanf:"capacity" usage:"bytes that the node stores for others (default: what its disk has free, less a twentieth)"`
 
 	JournalMax Size `koanf:"journal-max" usage:"most bytes that wait on this disk for the peers"`
 	CacheMax   Size `koanf:"cache-max" usage:"most bytes kept on this disk although the peers have them"`

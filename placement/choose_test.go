@@ -322,6 +322,21 @@ func TestChooseIsRandomByScore(t *testing.T) {
 	}
 }
 
+func TestShardRoom(t *testing.T) {
+	for _, c := range []struct{ capacity, used, want uint64 }{
+		{0, 0, 0},
+		{16 << 20, 0, 15 << 20},
+		{16 << 20, 14 << 20, 1 << 20},
+		{16 << 20, 15 << 20, 0},
+		{16 << 20, 17 << 20, 0},
+		{1 << 40, 0, 1<<40 - 4<<30},
+	} {
+		if got := placement.ShardRoom(c.capacity, c.used); got != c.want {
+			t.Errorf("room of %d with %d used: %d, want %d", c.capacity, c.used, got, c.want)
+		}
+	}
+}
+
 func TestScore(t *testing.T) {
 	good := placement.Node{Alive: true, CapacityBytes: 1 << 40, LatencyMs: 5, BandwidthBps: 50 << 20, Uptime: 0.99}
 	better := func(name string, change func(*placement.Node)) {

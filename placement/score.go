@@ -12,6 +12,14 @@ const (
 	floorFactor   = 0.1 // of uptime, bandwidth and latency: a slow node is drawn less, not never
 )
 
+// ShardRoom returns how many bytes of shards a node of that capacity still
+// takes. A part of it is left to index records and heads: a pool full of shards
+// must still take the head that lets some of them go.
+func ShardRoom(capacityBytes, usedBytes uint64) uint64 {
+	room := capacityBytes - min(capacityBytes/16, 4<<30)
+	return room - min(room, usedBytes)
+}
+
 // Score returns a node's weight in Choose: 0 for one that is not alive or
 // full, else in (0, 1]. It is the product of four factors: room (free bytes,
 // saturating, so that nodes fill up alike), uptime (squared: stability counts

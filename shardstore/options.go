@@ -10,7 +10,8 @@ import (
 // Options configures a Store.
 type Options struct {
 	Dir           string // created when missing
-	CapacityBytes uint64 // pack bytes the store may use; 0 = 1 TiB
+	CapacityBytes uint64 // pack bytes the store may use, if its disk has them; 0 = what the disk has
+	DiskShare     uint64 // stores that share the disk's free bytes; default 1
 
 	PackBytes       int64         // size at which a new pack file is begun; default 256 MiB
 	IndexCacheBytes int64         // memory of the index's block cache; default 16 MiB
@@ -21,12 +22,13 @@ type Options struct {
 
 	Now      func() time.Time // default time.Now; must not run backwards
 	OpenFile OpenFile         // default OSFile
+	Disk     Disk             // default OSDisk
 	Logger   *slog.Logger     // default slog.Default
 }
 
 // EnsureDefaults fills unset fields.
 func (o *Options) EnsureDefaults() {
-	setDefault(&o.CapacityBytes, 1<<40)
+	setDefault(&o.DiskShare, 1)
 	setDefault(&o.PackBytes, 256<<20)
 	setDefault(&o.IndexCacheBytes, 16<<20)
 	setDefault(&o.OpenPacksMax, 64)
@@ -39,6 +41,9 @@ func (o *Options) EnsureDefaults() {
 	}
 	if o.OpenFile == nil {
 		o.OpenFile = OSFile
+	}
+	if o.Disk == nil {
+		o.Disk = OSDisk
 	}
 }
 

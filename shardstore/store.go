@@ -63,6 +63,7 @@ type Store struct {
 	flushed    uint64      // highest sequence on the device and in the index
 	queue      []logged    // appended, not in the index yet
 	queueBytes uint64
+	capacity   uint64            // pack bytes, as of the last look at the disk
 	busy       map[string]uint64 // index key → last unflushed sequence that changes it
 	marked     uint64            // sequence of the last mark
 	failed     error
@@ -101,6 +102,9 @@ func Open(opts Options) (*Store, error) {
 	}
 	if err == nil {
 		err = s.openOrRebuild()
+	}
+	if err == nil {
+		err = s.measureDisk()
 	}
 	if err != nil {
 		if s.index != nil {
@@ -208,8 +212,8 @@ func (s *Store) append(p *pending) (uint64, error) {
 		return 0, fmt.Errorf("record of %d bytes of meta and %d of data is too large", len(p.meta), p.dataBytes())
 	}
 	limited := p.kind == kindShard || p.kind == kindIndex || p.kind == kindHead
-	if used := s.state.UsedBytes + s.queueBytes + uint64(h.bytes()); limited && used > s.opts.CapacityBytes {
-		return 0, fmt.Errorf("%w: %d of %d bytes used", ErrFull, s.state.UsedBytes+s.queueBytes, s.opts.CapacityBytes)
+	if used := s.state.UsedBytes + s.queueBytes + uint64(h.bytes()); limited && used > s.capacity {
+		return 0, fmt.Errorf("%w: %d of %d bytes used", ErrFull, s.state.UsedBytes+s.queueBytes, s.capacity)
 	}
 	if s.packOffset > packHeaderBytes && s.packOffset+h.bytes() > s.opts.PackBytes {
 		if err := s.beginPack(s.pack.id + 1); err != nil {
@@ -298,6 +302,9 @@ func (s *Store) flusher() {
 		select {
 		case <-s.wake:
 			s.flush()
+			if err := s.measureDisk(); err != nil {
+				s.log.Warn("shard store: the disk's free bytes are not known, the last figure stays", "err", err)
+			}
 			idle.Reset(time.Second)
 		case <-idle.C:
 			s.mu.Lock()
@@ -412,7 +419,7 @@ func (s *Store) mark(ctx context.Context) error {
 
 // Usage is what the store holds.
 type Usage struct {
-	CapacityBytes  uint64
+	CapacityBytes  uint64 // what packs may use: at most what they do and what the disk has free
 	UsedBytes      uint64 // of packs, deleted bytes still kept included
 	Shards         uint64
 	Tombstones     uint64 // deleted shards whose bytes are kept
@@ -424,7 +431,7 @@ func (s *Store) Usage() Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Usage{
-		CapacityBytes: s.opts.CapacityBytes, UsedBytes: s.state.UsedBytes + s.queueBytes,
+		CapacityBytes: s.capacity, UsedBytes: s.state.UsedBytes + s.queueBytes,
 		Shards: s.state.Shards, Tombstones: s.state.Tombstones, CorruptRecords: s.corruptRecords.Load(),
 	}
 }

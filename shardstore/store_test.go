@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -404,6 +405,53 @@ func TestFull(t *testing.T) {
 	if _, err := s.Delete(ctx, testShard(0, 1).Key); err != nil {
 		t.Fatalf("a full store must take deletes: %v", err)
 	}
+}
+
+// TestCapacityIsThatOfTheDisk shrinks the disk under a store.
+func TestCapacityIsThatOfTheDisk(t *testing.T) {
+	const total = 100 << 20
+	var free atomic.Uint64
+	free.Store(60 << 20)
+	o := testOptions(t.TempDir())
+	o.CapacityBytes = 0
+	o.Disk = func(string) (uint64, uint64, error) { return free.Load(), total, nil }
+	s := mustOpen(t, o)
+	want := func(capacity uint64) {
+		t.Helper()
+		if u := s.Usage(); u.CapacityBytes != capacity {
+			t.Errorf("capacity %d, want %d", u.CapacityBytes, capacity)
+		}
+	}
+	want(55 << 20) // a twentieth of the disk stays free
+	if err := s.PutShard(ctx, testShard(1, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.measureDisk(); err != nil {
+		t.Fatal(err)
+	}
+	used := s.Usage().UsedBytes
+	want(55<<20 + used)
+	free.Store(5 << 20)
+	if err := s.measureDisk(); err != nil {
+		t.Fatal(err)
+	}
+	want(used)
+	if err := s.PutShard(ctx, testShard(2, 1<<10)); !errors.Is(err, ErrFull) {
+		t.Errorf("a shard on a full disk: %v", err)
+	}
+	if _, err := s.Delete(ctx, testShard(1, 1).Key); err != nil {
+		t.Errorf("a delete on a full disk: %v", err)
+	}
+	s.Close()
+
+	free.Store(60 << 20)
+	o.DiskShare = 5
+	s = mustOpen(t, o)
+	want(11<<20 + s.Usage().UsedBytes)
+	s.Close()
+	o.CapacityBytes = 2 << 20
+	s = mustOpen(t, o)
+	want(2 << 20)
 }
 
 func TestSecondOpenIsRefused(t *testing.T) {

@@ -23,7 +23,7 @@ func (s *Store) sweeper() {
 	for {
 		select {
 		case <-tick.C:
-			if err := s.Sweep(ctx); err != nil && ctx.Err() == nil {
+			if err := errors.Join(s.Sweep(ctx), s.measureDisk()); err != nil && ctx.Err() == nil {
 				s.log.Warn("shard store: sweep failed, tried again later", "err", err)
 			}
 		case <-s.stop:

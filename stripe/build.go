@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
@@ -33,15 +34,42 @@ type pending struct {
 }
 
 // NewBuilder starts a stripe of the policy's full geometry in the pool as it
-// is now. An error says why the pool cannot take one.
+// is now; its shards are smaller where that lets more nodes take part, and the
+// policy wants them. An error says why the pool cannot take one.
 func (s *Store) NewBuilder(policy erasure.Policy, purpose metastore.Purpose) (*Builder, error) {
-	live := s.LiveNodes()
-	g, _, err := policy.Geometry(live, math.MaxInt)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrTooFewNodes, err)
+	policy.EnsureDefaults()
+	var best *Builder
+	var failed error
+	mirrored := false
+	for _, size := range slices.Backward(erasure.ShardSizes()) {
+		if size > policy.ShardBytes || size < shardBytesMin && best != nil {
+			continue
+		}
+		live := 0
+		for _, node := range s.nodes(purpose, size) {
+			if node.Alive {
+				live++
+			}
+		}
+		sized := policy
+		sized.ShardBytes = size
+		g, m, err := sized.Geometry(live, math.MaxInt)
+		switch {
+		case err != nil:
+			failed = err
+		case best == nil || g.N() > best.full.N() || m && !mirrored:
+			best, mirrored = &Builder{policy: sized, purpose: purpose, full: g, live: live}, m
+		}
 	}
-	return &Builder{policy: policy, purpose: purpose, full: g, live: live}, nil
+	if best == nil {
+		return nil, fmt.Errorf("%w: %w", ErrTooFewNodes, failed)
+	}
+	return best, nil
 }
+
+// shardBytesMin is the least to which shards are made smaller for nodes that
+// are nearly full.
+const shardBytesMin = 64 << 10
 
 // SliceBytesMax is the largest slice that Add takes, in stored bytes.
 func (b *Builder) SliceBytesMax() int {

@@ -102,7 +102,7 @@ func (s *Store) Mend(ctx context.Context, id erasure.StripeID, old metastore.Str
 	var failed error
 	if broken {
 		before := slices.Clone(info.Holders)
-		if failed = s.mendShards(ctx, id, &info, manifest, newSpares(s.nodes(), used)); failed != nil && slices.Equal(before, info.Holders) {
+		if failed = s.mendShards(ctx, id, &info, manifest, newSpares(s.nodes(info.Purpose, int(info.ShardBytes)), used)); failed != nil && slices.Equal(before, info.Holders) {
 			return old, failed
 		}
 	}

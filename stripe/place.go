@@ -34,7 +34,7 @@ func (s *Store) Place(ctx context.Context, st *Sealed) (metastore.StripeInfo, er
 	defer cancel()
 	info := st.Info
 	n := info.K + info.M
-	nodes := s.nodes()
+	nodes := s.nodes(info.Purpose, int(info.ShardBytes))
 	pairs, err := placement.Choose(newRand(), nodes, n, info.Mirrored)
 	if err != nil {
 		return info, fmt.Errorf("place stripe %v: %w: %w", st.ID, ErrTooFewNodes, err)
@@ -170,10 +170,19 @@ func (s *Store) putMirror(ctx context.Context, a putArgs, crc uint32, primary pl
 func (s *Store) put(ctx context.Context, a putArgs, crc uint32, primary, mirror placement.NodeID) (mirrored bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*s.o.RequestTimeout)
 	defer cancel()
+	s.count(primary, len(a.body))
+	s.count(mirror, len(a.body))
 	rep, _, err := s.t.Call(ctx, primary, &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
 		Manifest: a.manifest, Index: uint32(a.index), Lock: a.lock, Crc32C: crc, Mirror: string(mirror), Partner: string(mirror),
 	}}}, a.body)
-	return rep.GetPutShard().GetMirrored(), err
+	mirrored = rep.GetPutShard().GetMirrored()
+	if err != nil {
+		s.count(primary, -len(a.body))
+	}
+	if !mirrored {
+		s.count(mirror, -len(a.body))
+	}
+	return mirrored, err
 }
 
 // Publish hands the index records of stripes to their keepers and commits

@@ -94,7 +94,8 @@ type Store struct {
 	codes   erasure.Codes
 
 	mu   sync.Mutex
-	keys map[keysID]*seal.StripeKeys // guarded by mu; bounded by keysMax
+	keys map[keysID]*seal.StripeKeys  // guarded by mu; bounded by keysMax
+	took map[placement.NodeID]*intake // guarded by mu; bounded by the pool
 }
 
 type keysID struct {
@@ -105,10 +106,13 @@ type keysID struct {
 
 const keysMax = 4096
 
+// intake counts the bytes that a node was given since it announced what it holds.
+type intake struct{ announced, bytes uint64 }
+
 // NewStore makes the transport answer this store's lookups.
 func NewStore(o Options) *Store {
 	o.EnsureDefaults()
-	s := &Store{o: o, t: o.Transport, log: o.Logger, keys: make(map[keysID]*seal.StripeKeys), answers: newAnswers()}
+	s := &Store{o: o, t: o.Transport, log: o.Logger, keys: make(map[keysID]*seal.StripeKeys), took: make(map[placement.NodeID]*intake), answers: newAnswers()}
 	// Counters must grow within a connection nonce, which changes with every
 	// start of either side, but not with every Store on a transport.
 	s.counter.Store(uint64(time.Now().UnixNano()))
@@ -142,33 +146,54 @@ func (s *Store) Keys(id erasure.StripeID, epoch, version uint32) (*seal.StripeKe
 	return k, nil
 }
 
-// nodes returns the pool's storage nodes as placement sees them.
-func (s *Store) nodes() []placement.Node {
+// recordBytesMax bounds what a node stores of a shard beside its body.
+const recordBytesMax = 64 << 10
+
+// nodes returns the pool's storage nodes as placement sees them. Those without
+// room for a shard do not count as alive. Content leaves some room for the log,
+// without which nothing could be deleted.
+func (s *Store) nodes(purpose metastore.Purpose, shardBytes int) []placement.Node {
 	members := s.t.Members()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	nodes := make([]placement.Node, 0, len(members))
 	for _, m := range members {
 		if m.Role != p2p.RoleNode {
 			continue
 		}
+		if in := s.took[m.ID]; in != nil {
+			if in.announced != m.UsedBytes {
+				*in = intake{announced: m.UsedBytes}
+			}
+			m.UsedBytes += in.bytes
+		}
+		need := uint64(shardBytes) + recordBytesMax
+		if purpose == metastore.PurposeContent {
+			// As much again: another stripe may be on its way.
+			need = 2*need + min(m.CapacityBytes/8, 64<<20)
+		}
 		nodes = append(nodes, placement.Node{
 			ID: m.ID, Host: m.Host, Subnet: m.Subnet, Zone: m.Zone,
 			CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes,
 			LatencyMs: float64(m.RTT) / float64(time.Millisecond),
-			Alive:     m.State == p2p.Alive,
+			Alive:     m.State == p2p.Alive && (m.CapacityBytes == 0 || placement.ShardRoom(m.CapacityBytes, m.UsedBytes) >= need),
 		})
 	}
 	return nodes
 }
 
-// LiveNodes counts the storage nodes that new stripes can use.
-func (s *Store) LiveNodes() int {
-	n := 0
-	for _, node := range s.nodes() {
-		if node.Alive {
-			n++
-		}
+// count notes that a node is given so many bytes, or, negative, has not taken them.
+func (s *Store) count(node placement.NodeID, bytes int) {
+	if node == "" {
+		return
 	}
-	return n
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.took[node] == nil {
+		s.took[node] = &intake{}
+	}
+	in := s.took[node]
+	in.bytes = uint64(max(0, int64(in.bytes)+int64(bytes)))
 }
 
 // keepers returns the nodes that keep a stripe's index record: the highest

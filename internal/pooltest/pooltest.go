@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/defs-fs/defs/node"
@@ -22,7 +23,7 @@ import (
 	"github.com/defs-fs/defs/shardstore"
 )
 
-// CapacityBytes is what each node offers.
+// CapacityBytes is what each node of New offers.
 const CapacityBytes = 4 << 30
 
 // Pool is a pool in one process.
@@ -37,14 +38,20 @@ type Pool struct {
 // New starts a pool of so many nodes, each on a host of its own.
 func New(t testing.TB, nodes int) *Pool {
 	t.Helper()
+	return NewSized(t, slices.Repeat([]uint64{CapacityBytes}, nodes)...)
+}
+
+// NewSized is New for nodes of these capacities.
+func NewSized(t testing.TB, capacities ...uint64) *Pool {
+	t.Helper()
 	p := &Pool{Net: memnet.New(), Stores: make(map[placement.NodeID]*shardstore.Store)}
-	for i := range nodes {
+	for i, capacity := range capacities {
 		id := placement.NodeID(fmt.Sprintf("node-%02d", i))
-		store, err := shardstore.Open(shardstore.Options{Dir: filepath.Join(t.TempDir(), "store"), CapacityBytes: CapacityBytes})
+		store, err := shardstore.Open(shardstore.Options{Dir: filepath.Join(t.TempDir(), "store"), CapacityBytes: capacity})
 		if err != nil {
 			t.Fatal(err)
 		}
-		transport := p.Net.Add(p2p.Member{ID: id, Role: p2p.RoleNode, Host: string(id), CapacityBytes: CapacityBytes})
+		transport := p.Net.Add(p2p.Member{ID: id, Role: p2p.RoleNode, Host: string(id), CapacityBytes: capacity})
 		n, err := node.New(node.Options{Store: store, Transport: transport})
 		if err != nil {
 			t.Fatal(err)

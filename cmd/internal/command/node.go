@@ -93,7 +93,7 @@ func (a *app) runNodes(ctx context.Context, o config.Options, ticket string, cou
 			}
 		}
 		n, err := defs.OpenNode(ctx, defs.NodeOptions{
-			Dir: dir, Ticket: ticket, Listen: listen, Peers: append(addrs, peers...), CapacityBytes: uint64(o.Capacity), Host: o.Host, Zone: o.Zone,
+			Dir: dir, Ticket: ticket, Listen: listen, Peers: append(addrs, peers...), CapacityBytes: uint64(o.Capacity), DiskShare: count, Host: o.Host, Zone: o.Zone,
 			HeartbeatInterval: o.HeartbeatInterval(), SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout,
 			CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval(),
 			Logger: log.With("node", i+1),
