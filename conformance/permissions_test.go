@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"os"
 	"os/exec"
 	"syscall"
 
@@ -206,10 +205,6 @@ func execution(t *T) {
 func run(dir string, u user, name string) error {
 	cmd := exec.Command(name)
 	cmd.Dir = dir
-	var groups []uint32
-	for _, g := range u.groups {
-		groups = append(groups, uint32(g))
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(u.uid), Gid: uint32(u.gid), Groups: groups, NoSetGroups: os.Geteuid() != 0}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential()}
 	return cmd.Run()
 }

@@ -74,7 +74,7 @@ let in (allow_other, and the kernel checks permissions), and by an ordinary user
 		}
 		needs := make(map[string]int)
 		for _, c := range cases() {
-			if why := r.mode.excludes(c); why != "" && why != c.forced {
+			if why := r.mode.excludes(c); why != "" && why != c.forced && !c.long {
 				needs[why]++
 			}
 		}

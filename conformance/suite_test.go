@@ -23,6 +23,8 @@ type testCase struct {
 	long   bool // only in the long form
 	// forced says why no filesystem behind FUSE can pass: the case is run on the reference alone.
 	forced string
+	// beyond says why the reference cannot pass: the case is run in mounts alone.
+	beyond string
 	run    func(*T)
 }
 
@@ -32,6 +34,7 @@ func cases() []testCase {
 		pathCases(), permissionCases(), stickyCases(),
 		openCases(), makeCases(), linkCases(), removeCases(), renameCases(),
 		chmodCases(), chownCases(), utimensCases(),
+		xattrCases(), aclCases(), dataCases(), readdirCases(), lockCases(),
 	)
 }
 
@@ -178,6 +181,18 @@ type user struct {
 	name     string
 	uid, gid int
 	groups   []int
+}
+
+// credential is for processes. None where the thread that starts one is u's already.
+func (u user) credential() *syscall.Credential {
+	if unix.Geteuid() != 0 {
+		return nil
+	}
+	c := &syscall.Credential{Uid: uint32(u.uid), Gid: uint32(u.gid)}
+	for _, g := range u.groups {
+		c.Groups = append(c.Groups, uint32(g))
+	}
+	return c
 }
 
 // The cast: numbers that no account should have.

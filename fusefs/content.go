@@ -71,8 +71,8 @@ func (f *filesystem) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	return f.nodeStatus("fsyncdir", in.NodeId, f.volume.Fsync(context.Background(), volume.Ino(in.NodeId)))
 }
 
-// mayKeepPrivileges guesses whether the caller has CAP_FSETID, for the requests in which the kernel does not tell.
-func mayKeepPrivileges(in *fuse.InHeader) bool { return in.Uid == 0 }
+// privileged guesses whether the caller has the capabilities of root, where the kernel does not tell.
+func privileged(in *fuse.InHeader) bool { return in.Uid == 0 }
 
 func (f *filesystem) Fallocate(interrupted <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if in.Offset > math.MaxInt64 || in.Length > math.MaxInt64-in.Offset {
@@ -80,7 +80,7 @@ func (f *filesystem) Fallocate(interrupted <-chan struct{}, in *fuse.FallocateIn
 	}
 	op := newOperation(interrupted, in.Pid)
 	defer op.end()
-	flags := volume.WriteFlags{KillPriv: !mayKeepPrivileges(&in.InHeader)}
+	flags := volume.WriteFlags{KillPriv: !privileged(&in.InHeader)}
 	err := f.volume.Fallocate(op, volume.Ino(in.NodeId), in.Mode, int64(in.Offset), int64(in.Length), flags)
 	return f.nodeStatus("fallocate", in.NodeId, err)
 }
@@ -106,7 +106,7 @@ func (f *filesystem) CopyFileRange(interrupted <-chan struct{}, in *fuse.CopyFil
 	}
 	op := newOperation(interrupted, in.Pid)
 	defer op.end()
-	flags := volume.WriteFlags{KillPriv: !mayKeepPrivileges(&in.InHeader)}
+	flags := volume.WriteFlags{KillPriv: !privileged(&in.InHeader)}
 	n, err := f.volume.CopyRange(op, volume.Ino(in.NodeId), int64(in.OffIn), volume.Ino(in.NodeIdOut), int64(in.OffOut), int64(length), flags)
 	if err != nil {
 		return 0, f.nodeStatus("copy_file_range", in.NodeId, err)

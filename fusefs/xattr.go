@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -20,6 +22,9 @@ func (f *filesystem) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dst []byte)
 	names, err := f.volume.ListXattr(quick, volume.Ino(in.NodeId))
 	if err != nil {
 		return 0, f.nodeStatus("listxattr", in.NodeId, err)
+	}
+	if !privileged(in) {
+		names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, "trusted.") })
 	}
 	size := 0
 	for _, name := range names {

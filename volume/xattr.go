@@ -31,9 +31,31 @@ type virtualAttribute struct {
 	set func(ctx context.Context, ino Ino, value []byte) error // nil: read-only; a nil value removes
 }
 
+// checkXattrName accepts the names that a local filesystem takes: those of a known namespace.
+func checkXattrName(name string) error {
+	switch {
+	case name == "" || len(name) > metastore.NameBytesMax || strings.IndexByte(name, 0) >= 0:
+		return Range
+	case name == xattrAccessACL || name == xattrDefaultACL:
+		return nil
+	}
+	for _, namespace := range []string{"user.", "trusted.", "security."} {
+		if rest, ok := strings.CutPrefix(name, namespace); ok {
+			if rest == "" {
+				return Invalid
+			}
+			return nil
+		}
+	}
+	return NotSupported
+}
+
 // GetXattr returns an extended attribute's value; NoAttr where there is none.
 func (v *Volume) GetXattr(ctx context.Context, ino Ino, name string) ([]byte, error) {
 	const op = "getxattr"
+	if err := checkXattrName(name); err != nil {
+		return nil, wrap(op, ino, err)
+	}
 	n, err := v.existing(ino)
 	if err != nil {
 		return nil, wrap(op, ino, err)
@@ -59,9 +81,10 @@ func (v *Volume) GetXattr(ctx context.Context, ino Ino, name string) ([]byte, er
 // SetXattr sets an extended attribute of up to 64 KiB. Setting a POSIX ACL changes the mode with it.
 func (v *Volume) SetXattr(ctx context.Context, ino Ino, name string, value []byte, flags uint32) error {
 	const op = "setxattr"
+	if err := checkXattrName(name); err != nil {
+		return wrap(op, ino, err)
+	}
 	switch {
-	case name == "" || len(name) > metastore.NameBytesMax || strings.IndexByte(name, 0) >= 0:
-		return wrap(op, ino, Range)
 	case len(value) > xattrValueMaxBytes:
 		return wrap(op, ino, TooBig)
 	case flags&^(XattrCreate|XattrReplace) != 0 || flags == XattrCreate|XattrReplace:
@@ -164,9 +187,13 @@ func (v *Volume) ListXattr(ctx context.Context, ino Ino) ([]string, error) {
 	return names, wrap("listxattr", ino, err)
 }
 
-// RemoveXattr removes an attribute; NoAttr where there is none.
+// RemoveXattr removes an attribute; NoAttr where there is none. An ACL that is not there is removed all the same: it
+// is only the mode in another form.
 func (v *Volume) RemoveXattr(ctx context.Context, ino Ino, name string) error {
 	const op = "removexattr"
+	if err := checkXattrName(name); err != nil {
+		return wrap(op, ino, err)
+	}
 	if strings.HasPrefix(name, xattrOwnPrefix) {
 		return wrap(op, ino, v.setVirtual(ctx, ino, name, nil, 0))
 	}
@@ -179,13 +206,14 @@ func (v *Volume) RemoveXattr(ctx context.Context, ino Ino, name string) error {
 			return err
 		}
 		exists, err := t.hasXattr(ino, &n, name)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if !exists {
+		case exists:
+			t.DeleteXattr(ino, name)
+		case name != xattrAccessACL && name != xattrDefaultACL:
 			return NoAttr
 		}
-		t.DeleteXattr(ino, name)
 		n.Ctime = t.now
 		t.putInode(ino, n)
 		return nil
