@@ -103,7 +103,7 @@ func (s *Store) removeSegment(seg *segment) error {
 	listed := seg.dirtyOnDisk
 	s.mu.RUnlock()
 	if listed {
-		if err := s.writeTail(); err != nil {
+		if err := s.writeTail(false); err != nil {
 			return s.fail("write tail", err)
 		}
 	}

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -62,7 +61,7 @@ func (s *Store) flusher() {
 			}
 		case <-s.stop:
 			s.flush()
-			s.settleTail()
+			s.closeTail()
 			return
 		}
 	}
@@ -127,7 +126,7 @@ func (s *Store) flushSegments(segs []*segment, target, durable position) error {
 	}
 	s.mu.Unlock()
 	if fresh {
-		if err := s.writeTail(); err != nil {
+		if err := s.writeTail(false); err != nil {
 			return err
 		}
 	}
@@ -162,15 +161,29 @@ func (s *Store) settleTail() {
 	s.mu.RUnlock()
 	s.tailMu.Unlock()
 	if behind {
-		if err := s.writeTail(); err != nil {
+		if err := s.writeTail(false); err != nil {
+			s.fail("write tail", err)
+		}
+	}
+}
+
+// closeTail says in the tail file that the journal ends here: should a later
+// open miss the newest segment, it knows what was in it.
+func (s *Store) closeTail() {
+	s.mu.RLock()
+	broken := s.broken
+	s.mu.RUnlock()
+	if broken == nil {
+		if err := s.writeTail(true); err != nil {
 			s.fail("write tail", err)
 		}
 	}
 }
 
 // writeTail writes the durable position and the set of dirty segments to the
-// older slot of the tail file and flushes it.
-func (s *Store) writeTail() error {
+// older slot of the tail file and flushes it. closed: nothing is appended any
+// more.
+func (s *Store) writeTail(closed bool) error {
 	s.tailMu.Lock()
 	defer s.tailMu.Unlock()
 	s.mu.RLock()
@@ -178,18 +191,21 @@ func (s *Store) writeTail() error {
 		defer s.mu.RUnlock()
 		return s.broken
 	}
-	slot := tailSlot{Generation: s.tail.Generation + 1, position: s.durable}
+	slot := tailSlot{Generation: s.tail.Generation + 1, position: s.durable, Closed: closed}
 	var listed []*segment
 	for _, seg := range s.segments {
 		if seg.state == Dirty && seg.registered {
 			listed = append(listed, seg)
 		}
 	}
+	for _, lost := range s.lost {
+		slot.Dirty = append(slot.Dirty, lost.ID)
+	}
 	s.mu.RUnlock()
-	slices.SortFunc(listed, func(a, b *segment) int { return cmp.Compare(a.id, b.id) })
 	for _, seg := range listed {
 		slot.Dirty = append(slot.Dirty, seg.id)
 	}
+	slices.Sort(slot.Dirty)
 	if err := s.putTail(slot); err != nil {
 		return err
 	}

@@ -17,12 +17,16 @@ const (
 	dataStart      = 3 * pageBytes
 	headerBytes    = 92 // segment header, at offset 0
 	frameBytes     = 88 // frame header
-	blockBytes     = 16 << 10
+	blockBytes     = BlockBytes
 	tagBytes       = 16
 	formatVersion  = 1
 	slotFixedBytes = 76
 	slotMaxDirty   = pageBytes - slotFixedBytes - tagBytes // bytes of the dirty bitmap
+	slotClosed     = 1                                     // flag of a slot
 
+	// BlockBytes is the unit in which a record's data is sealed: one damaged
+	// byte costs so many.
+	BlockBytes = 16 << 10
 	// MaxDataBytes and MaxMetaBytes bound one record.
 	MaxDataBytes = 16 << 20
 	MaxMetaBytes = 16 << 20
@@ -229,8 +233,10 @@ type position struct {
 type tailSlot struct {
 	Generation uint64 // the slot of the higher one is the newer
 	position
-	// Dirty lists the segments up to position.Segment that must exist. Only
-	// the tail file has it; the slots inside a segment leave it empty.
+	// Closed says that the store was closed: no frame follows the position.
+	// Only the tail file has it, and what follows.
+	Closed bool
+	// Dirty lists the segments up to position.Segment that must exist.
 	Dirty []uint64
 }
 
@@ -253,6 +259,9 @@ func (t *tailSlot) encode(aead cipher.AEAD, n nonce, place uint64) ([]byte, erro
 	page := make([]byte, pageBytes)
 	copy(page, slotMagic)
 	page[4] = formatVersion
+	if t.Closed {
+		page[5] = slotClosed
+	}
 	binary.BigEndian.PutUint16(page[6:], uint16(len(bitmap)))
 	binary.BigEndian.PutUint64(page[8:], t.Generation)
 	binary.BigEndian.PutUint64(page[16:], t.Seq)
@@ -285,6 +294,7 @@ func decodeTailSlot(aead cipher.AEAD, place uint64, page []byte) (t tailSlot, er
 	if _, err := aead.Open(nil, page[64:76], page[end:end+tagBytes], slotAAD(place, page[:end])); err != nil {
 		return t, fmt.Errorf("tail slot %w: wrong tag", errInvalid)
 	}
+	t.Closed = page[5]&slotClosed != 0
 	t.Generation = binary.BigEndian.Uint64(page[8:])
 	t.Seq = binary.BigEndian.Uint64(page[16:])
 	t.Segment = binary.BigEndian.Uint64(page[24:])

@@ -43,6 +43,13 @@ func (s *Store) ReadAt(ref Ref, off int, dst []byte) error {
 	scratch := s.buffers.get(readBufferBytes(min(blocks, readBlocksMax)))
 	defer s.buffers.put(scratch)
 	err = openBlocks(file.File, seg.keys.aead, ref, off, len(dst), *scratch, dst)
+	if err != nil {
+		s.damaged.Add(1)
+		if !seg.damaged.Swap(true) {
+			s.opts.Logger.Error("bytes on this disk cannot be read; what the peers have is read from there. Unmount and run defs fsck --repair",
+				"segment", ref.Segment, "offset", ref.Offset, "reason", err)
+		}
+	}
 	if errors.Is(err, errInvalid) {
 		return &CorruptError{Op: "read", Segment: ref.Segment, Offset: int64(ref.Offset), Reason: err.Error()}
 	}

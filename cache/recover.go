@@ -19,10 +19,11 @@ type opened struct {
 	handle *handle
 	size   int64
 	slot   tailSlot
-	hasPos bool  // slot is valid
-	torn   bool  // slots are written, none is valid
-	err    error // why the file cannot be used, wraps errInvalid; nil: it can
-	fault  int64 // offset of err
+	hasPos bool     // slot is valid
+	before position // of the frame before the first one, which this file's follows; Segment and Offset are 0
+	torn   bool     // slots are written, none is valid
+	err    error    // why the file cannot be used, wraps errInvalid; nil: it can
+	fault  int64    // offset of err
 }
 
 // recover reads the tail, the segments' heads and the frames after the newest
@@ -37,6 +38,11 @@ func (s *Store) recover() error {
 	}
 	if err := s.openTail(names); err != nil {
 		return err
+	}
+	if s.opts.Repair {
+		if names, err = s.putBack(names); err != nil {
+			return err
+		}
 	}
 	found, err := s.openSegments(names)
 	defer func() {
@@ -58,6 +64,13 @@ func (s *Store) recover() error {
 	kept, dropped, end, err := s.scan(usable, tail)
 	if err != nil {
 		return err
+	}
+	if s.tailLost {
+		for _, o := range dropped {
+			s.lose(o.id, o.err.Error())
+		}
+		dropped = nil
+		s.note("the tail file was damaged and is made anew; the segments end with record %d. Whether newer segments were lost cannot be known", end.Seq)
 	}
 	s.adopt(kept, end)
 	if err := s.settle(kept, tail, end); err != nil {
@@ -101,6 +114,10 @@ func (s *Store) openTail(names []string) error {
 	if !exists {
 		for _, name := range names {
 			if id, ok := parseName(name, segmentPrefix); ok {
+				if s.opts.Repair {
+					s.tailLost = true
+					break
+				}
 				return &CorruptError{Op: "open", Reason: fmt.Sprintf("missing, but there is segment %d", id)}
 			}
 		}
@@ -118,8 +135,16 @@ func (s *Store) openTail(names []string) error {
 		return err
 	}
 	slot, ok, _ := newestSlot(s.device.tail, 0, pages)
-	if !ok {
+	switch {
+	case !ok && s.opts.Repair:
+		s.tailLost = true
+	case !ok:
 		return &CorruptError{Op: "open", Reason: "no valid slot; wrong device key, or damaged"}
+	case slot.Generation > 0:
+		other := pages[(slot.Generation+1)%2*pageBytes:][:pageBytes]
+		if _, err := decodeTailSlot(s.device.tail, 0, other); err != nil {
+			s.note("one of the two slots of the tail file is damaged, or was torn by a power cut; the other one says that record %d was flushed", slot.Seq)
+		}
 	}
 	s.tail = slot
 	return nil
@@ -200,6 +225,7 @@ func (s *Store) openSegments(names []string) ([]*opened, error) {
 			continue
 		}
 		o.firstSeq = first.Seq
+		o.before = position{Seq: first.Seq - 1, Chain: first.Prev}
 	}
 	s.nextID = max(s.nextID, s.tail.Segment+1)
 	return found, nil
@@ -214,15 +240,28 @@ func (s *Store) classify(found []*opened) (usable, useless []*opened, err error)
 	}
 	for _, id := range s.tail.Dirty {
 		o := byID[id]
-		if o == nil {
-			return nil, nil, &CorruptError{Op: "open", Segment: id, Reason: "the file is missing and was never placed"}
+		lost := &CorruptError{Op: "open", Segment: id, Reason: "the file is missing"}
+		if o != nil {
+			o.registered, o.dirtyOnDisk = true, true
+			if o.err == nil && !o.torn {
+				continue
+			}
+			if o.err == nil {
+				o.err, o.fault = fmt.Errorf("tail slots: %w", errInvalid), slotAt
+			}
+			lost.Offset, lost.Reason = o.fault, o.err.Error()
 		}
-		o.registered, o.dirtyOnDisk = true, true
-		if o.err == nil && o.torn {
-			o.err, o.fault = fmt.Errorf("tail slots: %w", errInvalid), slotAt
-		}
-		if o.err != nil {
-			return nil, nil, &CorruptError{Op: "open", Segment: id, Offset: o.fault, Reason: o.err.Error()}
+		// Only of a store that was closed the tail file knows the last record.
+		newest := id == s.tail.Segment && !s.tail.Closed && !s.opts.Repair
+		switch {
+		case newest:
+			lost.Reason += fmt.Sprintf("; it is the newest one, and changes after record %d may have been in it", s.tail.Seq)
+			return nil, nil, lost
+		case o != nil && o.torn:
+			s.note("both tail slots of segment %d are damaged; its records are followed by their own hashes", id)
+			o.err = nil
+		default:
+			s.lose(id, lost.Reason)
 		}
 	}
 	var before uint64
@@ -230,7 +269,14 @@ func (s *Store) classify(found []*opened) (usable, useless []*opened, err error)
 		if !o.registered && o.id <= s.tail.Segment {
 			o.state, o.registered = Clean, true
 		}
-		if o.err != nil {
+		switch {
+		case o.err == nil:
+		case o.registered && o.state == Dirty:
+			continue // lost
+		case s.tailLost:
+			s.lose(o.id, o.err.Error())
+			continue
+		default:
 			useless = append(useless, o)
 			continue
 		}
@@ -250,6 +296,9 @@ func (s *Store) classify(found []*opened) (usable, useless []*opened, err error)
 // file, or of a slot in the segments that it does not cover yet.
 func (s *Store) newestPosition(usable []*opened) (position, error) {
 	best := s.tail.position
+	if s.tailLost && len(usable) > 0 {
+		best = usable[0].before
+	}
 	for _, o := range usable {
 		if o.id < s.tail.Segment || !o.hasPos || o.state == Clean {
 			continue
@@ -261,7 +310,7 @@ func (s *Store) newestPosition(usable []*opened) (position, error) {
 			best = o.slot.position
 		}
 	}
-	if best != s.tail.position && !slices.ContainsFunc(usable, func(o *opened) bool { return o.id == best.Segment }) {
+	if best != s.tail.position && !s.tailLost && !slices.ContainsFunc(usable, func(o *opened) bool { return o.id == best.Segment }) {
 		return best, &CorruptError{Op: "open", Segment: best.Segment,
 			Reason: fmt.Sprintf("the file is missing, a tail slot names its record %d", best.Seq)}
 	}
@@ -321,7 +370,7 @@ func (s *Store) adopt(kept []*opened, end position) {
 
 // settle makes frames found beyond the slot durable and trims the last segment.
 func (s *Store) settle(kept []*opened, tail, end position) error {
-	if end != tail || tail != s.tail.position {
+	if end != tail || tail != s.tail.position || s.tailLost {
 		for _, o := range kept {
 			if o.id < s.tail.Segment || o.state == Clean {
 				continue
@@ -334,7 +383,7 @@ func (s *Store) settle(kept []*opened, tail, end position) error {
 		if err := s.opts.FS.SyncDir(s.opts.Dir); err != nil {
 			return err
 		}
-		if err := s.writeTail(); err != nil {
+		if err := s.writeTail(false); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,10 @@ type Options struct {
 	MaxMemoryBytes  int64    // cap of fetched slices kept in memory; default 64 MiB
 	Logger          *slog.Logger
 	FS              FS // default: OSFS
+	// Repair makes Open go on where it would refuse: it makes a new tail file
+	// from the segments, puts segments back under their names, and takes the
+	// journal to end where it can be followed to. What it did is in Notes.
+	Repair bool
 }
 
 // EnsureDefaults fills the fields that are zero.
@@ -88,13 +92,21 @@ type SegmentInfo struct {
 	Active            bool // still takes appends; call Rotate before MarkClean
 }
 
+// LostSegment is one whose records cannot be read any more: its file is
+// missing, or is not what its name says. The file, if there is one, stays.
+type LostSegment struct {
+	ID     uint64
+	Reason string
+}
+
 // Stats of a store at one moment.
 type Stats struct {
 	JournalBytes, JournalMaxBytes int64 // dirty segments
 	CleanBytes, CleanMaxBytes     int64 // clean segments and fetched slices on disk
 	MemoryBytes                   int64 // fetched slices in memory
 	LastSeq, DurableSeq           uint64
-	NoSpace                       bool // the disk was full when the newest segment was wanted
+	NoSpace                       bool  // the disk was full when the newest segment was wanted
+	DamagedReads                  int64 // reads since Open that failed, or whose bytes did not verify
 }
 
 // Store is the local segment store. All methods may be called concurrently,
@@ -105,9 +117,12 @@ type Store struct {
 	device  deviceKeys
 	files   *handles
 	buffers buffers
-	noSpace atomic.Bool // the disk was full when the newest segment was wanted
+	noSpace atomic.Bool  // the disk was full when the newest segment was wanted
+	damaged atomic.Int64 // reads that did not verify
 	slices  *sliceCache
 	uses    atomic.Uint64 // clock of the least-recently-used order
+	lost    []LostSegment // found by Open; by ascending id
+	notes   []string      // what else Open found
 
 	// appendMu serialises writers of the active segment. Taken before mu.
 	appendMu sync.Mutex
@@ -120,6 +135,7 @@ type Store struct {
 	tailMu   sync.Mutex
 	tailFile File
 	tail     tailSlot // newest slot on disk
+	tailLost bool     // the tail file held none, and a new one is made
 
 	// mu guards what follows. Never held across a system call.
 	mu             sync.RWMutex
@@ -157,6 +173,7 @@ type segment struct {
 	slots             uint64  // tail slots written; flusher only
 	reserve           bool    // made of the space that data leaves free
 	lastUse           atomic.Uint64
+	damaged           atomic.Bool // a read did not verify, and the log says so
 }
 
 func (s *Store) path(name string) string      { return filepath.Join(s.opts.Dir, name) }
@@ -175,8 +192,11 @@ func segmentName(id uint64) string { return fmt.Sprintf("%s%016x", segmentPrefix
 // makes all that it found durable. It changes no frame; the first Append
 // starts a new segment.
 //
-// Errors: ErrCorrupt when the tail cannot be known, a dirty segment is missing
-// or is not what its name says; errors of the file system.
+// Dirty segments that are missing or damaged are listed by Lost; Replay says
+// whether their records are needed.
+//
+// Errors: ErrCorrupt when the end of the journal cannot be known; errors of the
+// file system.
 func Open(o Options) (*Store, error) {
 	o.EnsureDefaults()
 	if err := o.Validate(); err != nil {
@@ -303,6 +323,23 @@ func (s *Store) Segments() []SegmentInfo {
 	return infos
 }
 
+// Lost lists the segments that should be there and cannot be used.
+func (s *Store) Lost() []LostSegment {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.lost)
+}
+
+// Notes says, in sentences, what else Open found wrong or has repaired.
+func (s *Store) Notes() []string { return s.notes }
+
+// note keeps a sentence for Notes and logs it. Only while opening.
+func (s *Store) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	s.notes = append(s.notes, text)
+	s.opts.Logger.Warn("local state: " + text)
+}
+
 // Holds reports whether a segment is on disk.
 func (s *Store) Holds(id uint64) bool {
 	s.mu.RLock()
@@ -320,6 +357,7 @@ func (s *Store) Stats() Stats {
 		JournalBytes: s.journalBytes, JournalMaxBytes: s.opts.MaxJournalBytes,
 		CleanBytes: s.cleanBytes, CleanMaxBytes: s.opts.MaxCleanBytes,
 		MemoryBytes: memory, LastSeq: s.last.Seq, DurableSeq: s.acked, NoSpace: s.noSpace.Load(),
+		DamagedReads: s.damaged.Load(),
 	}
 }
 

@@ -164,7 +164,7 @@ func (t *Txn) AddExtent(ino Ino, e Extent) {
 	length := binary.BigEndian.AppendUint32(nil, e.Len)
 	if e.HasRemote {
 		t.put(refKey(e.Remote, ino, e.Off), length)
-	} else if e.HasLocal() {
+	} else {
 		t.put(writeKey(e.Local.Segment, ino, e.Off), length)
 	}
 }
@@ -178,7 +178,7 @@ func (t *Txn) DeleteExtent(ino Ino, e Extent) {
 func (t *Txn) dropDerived(ino Ino, e Extent) {
 	if e.HasRemote {
 		t.del(refKey(e.Remote, ino, e.Off))
-	} else if e.HasLocal() {
+	} else {
 		t.del(writeKey(e.Local.Segment, ino, e.Off))
 	}
 }

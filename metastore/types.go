@@ -71,6 +71,10 @@ type Extent struct {
 	Remote    Remote
 }
 
+// Lost reports whether the extent's bytes are nowhere: its only copy was
+// damaged. It keeps its place in the file, so that reads fail there.
+func (e Extent) Lost() bool { return !e.HasRemote && !e.HasLocal() }
+
 // HasLocal reports whether the extent refers to the local segment store.
 func (e Extent) HasLocal() bool { return e.Local.Length != 0 }
 
@@ -123,9 +127,9 @@ func (s StripeInfo) Placed() int {
 	return n
 }
 
-// Unplaced is a run of a file's bytes that only the local segment store has.
+// Unplaced is a run of a file's bytes that no stripe has.
 type Unplaced struct {
-	Segment uint64
+	Segment uint64 // that has them; 0 where they are lost
 	Ino     Ino
 	Off     uint64 // in the file
 	Len     uint32

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 
 	"golang.org/x/sync/errgroup"
@@ -23,6 +24,9 @@ const (
 	// evictionRetriesMax bounds how often a Read looks up extents again because a segment went meanwhile.
 	evictionRetriesMax = 4
 )
+
+// errLost: the only copy of bytes was on this disk, and is damaged or gone.
+var errLost = errors.New("the only copy of these bytes was on this disk and cannot be read any more; defs fsck lists the files")
 
 // WriteFlags modify a write, a fallocate or a range copy.
 type WriteFlags struct {
@@ -80,6 +84,9 @@ func (v *Volume) Read(ctx context.Context, ino Ino, off int64, dst []byte) (int,
 			break
 		}
 	}
+	if errors.Is(err, cache.ErrEvicted) {
+		err = fmt.Errorf("%w: %w", errLost, err)
+	}
 	return 0, wrap("read", ino, err)
 }
 
@@ -110,7 +117,7 @@ func (v *Volume) view(ino Ino, off uint64, length int) (metastore.Inode, []metas
 }
 
 // readExtents fills dst, which starts at off: zeros where no extent is, local bytes, and what is no longer local
-// from the network, several slices at a time. ErrEvicted means that the extents were looked up too early.
+// or cannot be read from the network, several slices at a time. ErrEvicted means that the extents were looked up too early.
 func (v *Volume) readExtents(ctx context.Context, extents []metastore.Extent, off uint64, dst []byte) error {
 	end := off + uint64(len(dst))
 	at := off
@@ -122,11 +129,11 @@ func (v *Volume) readExtents(ctx context.Context, extents []metastore.Extent, of
 		clear(dst[at-off : from-off])
 		at = to
 		part, skip := dst[from-off:to-off], int(from-e.Off)
-		var err error = cache.ErrEvicted
+		err := errLost
 		if e.HasLocal() {
 			err = v.store.ReadAt(e.Local, int(e.LocalOff)+skip, part)
 		}
-		if errors.Is(err, cache.ErrEvicted) && e.HasRemote && v.remote != nil {
+		if err != nil && e.HasRemote && v.remote != nil {
 			if fetch == nil {
 				fetch, fetchCtx = errgroup.WithContext(ctx)
 				fetch.SetLimit(remoteReadsMax)

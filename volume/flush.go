@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -39,6 +40,7 @@ type chunk struct {
 	pieces []metastore.Extent // the cut's extents inside the chunk, trimmed to it
 	hash   [32]byte
 	remote metastore.Remote // set when sealed or found again; Off is that of off
+	lost   bool             // the bytes cannot be read: the log says so, the tree stays as it is
 }
 
 // end is the offset in the file after the chunk's last byte.
@@ -56,7 +58,8 @@ type flusher struct {
 
 	policies map[Ino]erasure.Policy // of directories
 	open     []*openStripe          // the one that was used last at the end
-	again    []*chunk               // found by hash in stripes already placed
+	again    []*chunk               // found by hash in stripes already placed, or lost
+	lost     int64                  // bytes that cannot be read
 
 	group    *errgroup.Group
 	groupCtx context.Context
@@ -105,7 +108,11 @@ func (f *flusher) run() ([]stripe.Placed, error) {
 func (f *flusher) files() error {
 	seen := make(map[Ino]struct{})
 	if err := f.cut.Unplaced(0, func(u metastore.Unplaced) bool {
-		seen[u.Ino] = struct{}{}
+		if u.Segment == 0 {
+			f.lost += int64(u.Len)
+		} else {
+			seen[u.Ino] = struct{}{}
+		}
 		return true
 	}); err != nil {
 		return fmt.Errorf("list unplaced extents: %w", err)
@@ -147,11 +154,11 @@ func (f *flusher) file(ino Ino) error {
 	for at := uint64(0); ; {
 		var run []metastore.Extent
 		if err := f.cut.Extents(ino, at, 1<<63, func(e metastore.Extent) bool {
-			n := len(run)
-			if n > 0 && (e.HasRemote || run[n-1].End() != e.Off || n == runExtentsMax) {
+			n, unplaced := len(run), !e.HasRemote && !e.Lost()
+			if n > 0 && (!unplaced || run[n-1].End() != e.Off || n == runExtentsMax) {
 				return false
 			}
-			if !e.HasRemote {
+			if unplaced {
 				run = append(run, e)
 			}
 			return true
@@ -176,35 +183,62 @@ func (f *flusher) file(ino Ino) error {
 const runExtentsMax = 64 << 10
 
 // cutRun cuts adjoining unplaced extents into chunks: by content where the file
-// was written front to back, else on a fixed grid.
+// was written front to back, else on a fixed grid. Bytes that cannot be read
+// any more are left out, and hold nothing else up.
 func (f *flusher) cutRun(ino Ino, policy erasure.Policy, run []metastore.Extent, fresh bool) error {
 	st, err := f.stripe(policy)
 	if err != nil {
 		return err
 	}
 	most := st.builder.SliceBytesMax()
-	r := &runReader{store: f.p.v.store, extents: run}
-	start, end := run[0].Off, run[len(run)-1].End()
-	cut := func(data []byte) error {
-		for part := range slices.Chunk(data, most) {
-			c := &chunk{ino: ino, off: start, pieces: trim(run, start, start+uint64(len(part)))}
-			start += uint64(len(part))
-			if err := f.add(c, policy, part); err != nil {
+	for len(run) > 0 {
+		r := &runReader{store: f.p.v.store, extents: run}
+		start, end := run[0].Off, run[len(run)-1].End()
+		cut := func(data []byte) error {
+			for part := range slices.Chunk(data, most) {
+				c := &chunk{ino: ino, off: start, pieces: trim(run, start, start+uint64(len(part)))}
+				start += uint64(len(part))
+				if err := f.add(c, policy, part); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		if fresh {
+			err = f.cutter.Cut(r, cut)
+		} else {
+			err = cutFixed(r, start, end, cut)
+		}
+		if err != nil {
+			return err
+		}
+		if r.lost.Len > 0 {
+			f.lost += int64(r.lost.Len)
+			f.again = append(f.again, &chunk{ino: ino, off: r.lost.Off, pieces: []metastore.Extent{r.lost}, lost: true})
+		}
+		run = trim(run, max(r.lost.End(), start), end)
+	}
+	if len(f.again) >= piecesPerCommit {
+		return f.commitAgain()
+	}
+	return nil
+}
+
+func cutFixed(r io.Reader, start, end uint64, cut func([]byte) error) error {
+	for part := range chunker.FixedCut(int64(start), int64(end-start), fixedSliceBytes) {
+		buf := make([]byte, part.Len)
+		n, err := io.ReadFull(r, buf)
+		ended := err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !ended {
+			return err
+		}
+		if n > 0 {
+			if err := cut(buf[:n]); err != nil {
 				return err
 			}
 		}
-		return nil
-	}
-	if fresh {
-		return f.cutter.Cut(r, cut)
-	}
-	for part := range chunker.FixedCut(int64(start), int64(end-start), fixedSliceBytes) {
-		buf := make([]byte, part.Len)
-		if _, err := io.ReadFull(r, buf); err != nil {
-			return err
-		}
-		if err := cut(buf); err != nil {
-			return err
+		if ended {
+			return nil
 		}
 	}
 	return nil
@@ -221,26 +255,47 @@ func trim(extents []metastore.Extent, from, to uint64) []metastore.Extent {
 	return out
 }
 
-// runReader reads the plaintext of adjoining extents from the local store.
+// runReader reads the plaintext of adjoining extents from the local store, up
+// to the first bytes that cannot be read.
 type runReader struct {
 	store   *cache.Store
 	extents []metastore.Extent
-	at      uint32 // in extents[0]
+	at      uint32           // in extents[0]
+	lost    metastore.Extent // what cannot be read; Len is 0 where there is nothing
 }
 
 func (r *runReader) Read(p []byte) (int, error) {
-	if len(r.extents) == 0 {
+	if len(r.extents) == 0 || r.lost.Len > 0 {
 		return 0, io.EOF
 	}
 	e := r.extents[0]
+	off := int(e.LocalOff + r.at)
 	n := min(len(p), int(e.Len-r.at))
-	if err := r.store.ReadAt(e.Local, int(e.LocalOff+r.at), p[:n]); err != nil {
+	block := min(cache.BlockBytes-off%cache.BlockBytes, int(e.Len-r.at)) // to the end of off's
+	err := r.store.ReadAt(e.Local, off, p[:n])
+	if unreadable(err) && n > block {
+		n = block
+		err = r.store.ReadAt(e.Local, off, p[:n])
+	}
+	if unreadable(err) {
+		if errors.Is(err, cache.ErrEvicted) {
+			block = int(e.Len - r.at)
+		}
+		r.lost = slice(e, e.Off+uint64(r.at), e.Off+uint64(r.at)+uint64(block))
+		return 0, io.EOF
+	}
+	if err != nil {
 		return 0, fmt.Errorf("read unplaced bytes from segment %d: %w", e.Local.Segment, err)
 	}
 	if r.at += uint32(n); r.at == e.Len {
 		r.extents, r.at = r.extents[1:], 0
 	}
 	return n, nil
+}
+
+// unreadable tells damage from a store that is closed or a caller that gave up.
+func unreadable(err error) bool {
+	return errors.Is(err, cache.ErrCorrupt) || errors.Is(err, cache.ErrEvicted) || errors.Is(err, syscall.EIO)
 }
 
 // add gives a chunk to the policy's open stripe, or finds it among those
@@ -439,8 +494,11 @@ func splitChunks(chunks []*chunk) []*chunk {
 	return out
 }
 
-// point gives a piece of a chunk its remote place.
+// point gives a piece of a chunk its remote place, if it has one.
 func point(e metastore.Extent, c *chunk) metastore.Extent {
+	if c.lost {
+		return e
+	}
 	e.HasRemote, e.Remote = true, c.remote
 	e.Remote.Off += uint32(e.Off - c.off)
 	return e

@@ -38,10 +38,43 @@ func (v *Volume) Fsck(ctx context.Context, report func(Fault)) (Checked, error) 
 	for _, s := range v.store.Segments() {
 		c.segments[s.ID] = true
 	}
+	for _, note := range v.store.Notes() {
+		c.fault(0, "%s", note)
+	}
+	for _, s := range v.store.Lost() {
+		c.fault(0, "segment %d is lost: %s. No record of it is needed any more; files whose only copy was in it are listed below", s.ID, s.Reason)
+	}
 	if err := errors.Join(c.walk(), c.inodes(total)); err != nil {
 		return c.checked, wrap("fsck", 0, err)
 	}
 	return c.checked, nil
+}
+
+// Paths returns a path, from the root, for each of these inodes that has one.
+func (v *Volume) Paths(ctx context.Context, inos map[Ino]bool) (map[Ino]string, error) {
+	found := make(map[Ino]string)
+	dirs := map[Ino]string{RootIno: ""}
+	for len(dirs) > 0 && len(found) < len(inos) {
+		next := make(map[Ino]string)
+		for parent, path := range dirs {
+			if err := ctx.Err(); err != nil {
+				return nil, wrap("find paths", 0, err)
+			}
+			if err := v.db.ReadDir(parent, 0, func(e metastore.Dirent) bool {
+				if inos[e.Ino] {
+					found[e.Ino] = path + "/" + e.Name
+				}
+				if e.Type == syscall.DT_DIR {
+					next[e.Ino] = path + "/" + e.Name
+				}
+				return true
+			}); err != nil {
+				return nil, wrap("find paths", parent, err)
+			}
+		}
+		dirs = next
+	}
+	return found, nil
 }
 
 type checker struct {
@@ -181,6 +214,10 @@ func (c *checker) content(ino Ino, e metastore.Extent) error {
 		if uint64(e.Remote.Off)+uint64(e.Len) > uint64(e.Remote.SliceLen) {
 			c.fault(ino, "the extent at %d goes past the end of its slice", e.Off)
 		}
+	}
+	if e.Lost() {
+		c.fault(ino, "%d bytes at %d are lost", e.Len, e.Off)
+		return nil
 	}
 	if !e.HasLocal() || !c.segments[e.Local.Segment] {
 		if !e.HasRemote {

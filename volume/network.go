@@ -113,6 +113,10 @@ func (p *publisher) findUnpublished() error {
 			return err
 		}
 	}
+	// What cannot be read any more is found out by a cut.
+	if err := p.v.db.Unplaced(0, func(metastore.Unplaced) bool { found = true; return false }); err != nil {
+		return err
+	}
 	if found {
 		p.v.lastChange.Store(p.v.lastSeq.Load())
 	}

@@ -78,6 +78,7 @@ type publisher struct {
 	headNodes int          // guarded by mu: nodes that should
 	cutTotal  int64        // guarded by mu: bytes the running cut has to place
 	cutPlaced int64        // guarded by mu: bytes it has placed
+	lost      int64        // guarded by mu: bytes that the last cut could not read and nobody has
 	uncovered int64        // guarded by mu: bytes placed since the last head
 	// unpublished are the content stripes that are placed and that no head has
 	// made recoverable yet: of the running cut, and of cuts that failed.
@@ -411,6 +412,7 @@ func (p *publisher) publish(ctx context.Context) error {
 	p.mu.Lock()
 	p.head, p.sequence, p.headHash, p.headAcks, p.headNodes = body, sequence, hash[:], acks, nodes
 	p.cutTotal, p.cutPlaced, p.uncovered = 0, 0, 0
+	p.lost = flush.lost
 	for _, s := range append(placed, logPlaced...) {
 		delete(p.unpublished, s.ID)
 		if !s.Info.Complete {
@@ -428,6 +430,9 @@ func (p *publisher) publish(ctx context.Context) error {
 		if err := p.condemnLog(old); err != nil {
 			return err
 		}
+	}
+	if flush.lost > 0 {
+		p.log.Error("bytes cannot be read from this disk and are nowhere else; all other changes are published. Unmount and run defs fsck", "bytes", flush.lost)
 	}
 	p.log.Info("published", "head", sequence, "cut", seq, "stripes", len(placed), "log_stripes", len(refs), "entries", log.entries, "checkpoint", checkpoint, "took", time.Since(started))
 	return p.release(ctx, seq)
@@ -571,7 +576,7 @@ func condemn(t *tx, id [16]byte) error {
 // measure counts what the cut has to place.
 func (p *publisher) measure(cut *metastore.Snapshot) error {
 	var total int64
-	if err := cut.Unplaced(0, func(u metastore.Unplaced) bool { total += int64(u.Len); return true }); err != nil {
+	if err := cut.Unplaced(1, func(u metastore.Unplaced) bool { total += int64(u.Len); return true }); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -584,7 +589,9 @@ func (p *publisher) countPlaced(chunks []*chunk) {
 	var n int64
 	for _, c := range chunks {
 		for _, e := range c.pieces {
-			n += int64(e.Len)
+			if !c.lost {
+				n += int64(e.Len)
+			}
 		}
 	}
 	p.mu.Lock()
@@ -645,7 +652,7 @@ func writeKey(log *logWriter, key, value []byte) error {
 		if err != nil {
 			return err
 		}
-		if !e.HasRemote {
+		if !e.HasRemote && !e.Lost() {
 			return nil // the flusher writes it
 		}
 		return log.extent(p.Ino, e)

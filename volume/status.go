@@ -46,7 +46,7 @@ type Status struct {
 	Head      uint64 // sequence of the last published head
 	Published time.Time
 	Tasks     []Task
-	Problem   string // why the last attempt to publish failed; "" when it did not
+	Problem   string // why the last attempt to publish failed, or what is damaged on this disk; "" where neither
 	ReadOnly  string // why the volume is read-only; "" when it is not
 }
 
@@ -87,8 +87,13 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	s.Head = p.sequence
 	headWhole := p.headNodes > 0 && p.headAcks == p.headNodes
 	headAcks := p.headAcks
-	if p.lastErr != nil {
+	switch {
+	case p.lastErr != nil:
 		s.Problem = p.lastErr.Error()
+	case p.lost > 0:
+		s.Problem = (&lostError{p.lost}).Error()
+	case cs.DamagedReads > 0:
+		s.Problem = fmt.Sprintf("%d reads of this disk failed: unmount and run defs fsck --repair", cs.DamagedReads)
 	}
 	p.mu.Unlock()
 	if head != nil {
@@ -198,10 +203,19 @@ func isAlive(members map[placement.NodeID]p2p.Member, id placement.NodeID) bool 
 	return ok && m.State == p2p.Alive
 }
 
+// lostError says that so many bytes are neither readable on this disk nor with
+// the peers.
+type lostError struct{ bytes int64 }
+
+func (e *lostError) Error() string {
+	return fmt.Sprintf("%d bytes cannot be read from this disk and are nowhere else; everything else is published. Unmount and run defs fsck, which lists the files", e.bytes)
+}
+
 // WaitDurable publishes what is there and returns when everything that was
 // acknowledged before the call is durable: in a head that all its nodes hold,
 // on stripes that meet their policy. progress, if not nil, is called with
-// fresh figures now and then. The error is ctx's when that ends first.
+// fresh figures now and then. The error is ctx's when that ends first, and
+// tells of bytes that nobody can read any more.
 func (v *Volume) WaitDurable(ctx context.Context, progress func(Status)) error {
 	if v.network == nil {
 		return wrap("wait", 0, NotSupported)
@@ -216,8 +230,11 @@ func (v *Volume) WaitDurable(ctx context.Context, progress func(Status)) error {
 		p.mu.Lock()
 		covered := p.head.GetCut() >= want && p.head != nil
 		done := covered && len(p.partial) == 0 && p.headNodes > 0 && p.headAcks == p.headNodes
-		changed, lastErr := p.changedC, p.lastErr
+		changed, lastErr, lost := p.changedC, p.lastErr, p.lost
 		p.mu.Unlock()
+		if done && lost > 0 {
+			return wrap("wait", 0, &lostError{lost})
+		}
 		if done {
 			return nil
 		}

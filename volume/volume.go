@@ -146,13 +146,13 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		SegmentBytes: o.SegmentBytes, MaxJournalBytes: o.JournalMaxBytes, MaxCleanBytes: o.CleanMaxBytes,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open volume: local segment store: %w", err)
+		return nil, fmt.Errorf("open volume: local segment store: %w", advise(err))
 	}
 	// The store derives its keys from the device key; the metastore uses the one that it is given.
 	metaKey := seal.LocalKey(o.Key).Derive("metastore", nil)
 	v.db, err = metastore.Open(metastore.Options{Dir: filepath.Join(o.Dir, "meta"), Key: metaKey, Journal: v.store})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open volume: metastore: %w", err), v.store.Close())
+		return nil, errors.Join(fmt.Errorf("open volume: metastore: %w", advise(err)), v.store.Close())
 	}
 	v.inodes = newInodeTable(v.db)
 	v.names = newNameTable(v.inodes)
@@ -164,13 +164,24 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	return v, nil
 }
 
+// advise adds to an error about damage what to do about it.
+func advise(err error) error {
+	if errors.Is(err, cache.ErrCorrupt) || errors.Is(err, metastore.ErrCorrupt) {
+		return fmt.Errorf("%w; run defs fsck --repair", err)
+	}
+	return err
+}
+
 // start replays the journal and brings the state in memory up.
 func (v *Volume) start(o Options) error {
 	if applied, last := v.db.Applied(), v.store.LastSeq(); applied > last {
-		return fmt.Errorf("the metastore is at record %d, the journal ends at %d: the journal lost flushed records or is of another time; run defs fsck", applied, last)
+		return advise(fmt.Errorf("the metastore is at record %d, the journal ends at %d: the journal has lost its end, or is of another time: %w", applied, last, cache.ErrCorrupt))
 	}
 	if err := v.store.Replay(v.db.Applied(), v.db.Apply); err != nil {
-		return fmt.Errorf("replay the journal: %w", err)
+		for _, s := range v.store.Lost() {
+			err = fmt.Errorf("%w; segment %d is lost: %s", err, s.ID, s.Reason)
+		}
+		return advise(fmt.Errorf("replay the journal: %w", err))
 	}
 	v.lastSeq.Store(v.db.Applied())
 	next, err := v.db.Counter(metastore.CounterIno)
@@ -188,7 +199,7 @@ func (v *Volume) start(o Options) error {
 	case !errors.Is(err, NotExist):
 		return fmt.Errorf("read the root directory: %w", err)
 	case v.db.Applied() > 0:
-		return fmt.Errorf("the metastore holds %d records and no root directory: local state is damaged; run defs fsck", v.db.Applied())
+		return advise(fmt.Errorf("the metastore holds %d records and no root directory: %w", v.db.Applied(), metastore.ErrCorrupt))
 	}
 	_, err = v.commit(func(t *tx) error {
 		t.putInode(RootIno, metastore.Inode{
