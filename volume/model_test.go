@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/defs-fs/defs/internal/reference"
 	"github.com/defs-fs/defs/metastore"
 )
 
@@ -119,60 +120,22 @@ func checkInvariants(t testing.TB, v *Volume) {
 	}
 }
 
-// modelNode is a file or directory of the reference.
-type modelNode struct {
-	ino    Ino
-	mode   uint32
-	data   []byte
-	mapped []bool // len(data); false in a hole
-	names  map[string]*modelNode
-	parent *modelNode
-	nlink  int
-	opens  int
-	xattrs map[string]string
-}
-
-func (n *modelNode) dir() bool { return n.names != nil }
-
-func (n *modelNode) resize(size int) {
-	for len(n.data) < size {
-		n.data = append(n.data, 0)
-		n.mapped = append(n.mapped, false)
-	}
-	n.data, n.mapped = n.data[:size], n.mapped[:size]
-}
-
-func (n *modelNode) zero(from, to int) {
-	for i := from; i < min(to, len(n.data)); i++ {
-		n.data[i], n.mapped[i] = 0, false
-	}
-}
-
-func (n *modelNode) below(a *modelNode) bool {
-	for ; n != nil; n = n.parent {
-		if n == a {
-			return true
-		}
-	}
-	return false
-}
-
 // model runs the same operations on a volume and on the reference.
 type model struct {
 	t     *testing.T
 	v     *Volume
 	dir   string
 	clock *testClock
-	root  *modelNode
-	nodes []*modelNode // all that have a name or are open, the root first
+	tree  *reference.Tree
+	nodes []*reference.Node // all that have a name or are open, the root first
 }
 
 var ctx = context.Background()
 
-func (m *model) pick(r *rapid.T, dirs bool) *modelNode {
-	var list []*modelNode
+func (m *model) pick(r *rapid.T, dirs bool) *reference.Node {
+	var list []*reference.Node
 	for _, n := range m.nodes {
-		if n.dir() == dirs && (!dirs || n.nlink > 0) {
+		if n.IsDir() == dirs && (!dirs || n.Links > 0) {
 			list = append(list, n)
 		}
 	}
@@ -186,24 +149,20 @@ func (m *model) name(r *rapid.T) string {
 	return rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(r, "name")
 }
 
-// want compares an error's kind; -1 stands for success.
-func (m *model) want(r *rapid.T, err error, kind int) {
+// want compares an error's number; 0 stands for success.
+func (m *model) want(r *rapid.T, err error, errno syscall.Errno) {
 	r.Helper()
-	got := -1
-	if err != nil {
-		got = int(KindOf(err))
-	}
-	if got != kind {
-		r.Fatalf("got %v, want kind %d", err, kind)
+	if Errno(err) != errno {
+		r.Fatalf("got %v, want %d (%v)", err, errno, errno)
 	}
 }
 
-func (m *model) drop(n *modelNode) {
-	n.nlink--
-	if n.nlink <= 0 && n.opens == 0 {
-		m.nodes = slices.DeleteFunc(m.nodes, func(o *modelNode) bool { return o == n })
-	}
+// forget drops what is neither named nor open.
+func (m *model) forget() {
+	m.nodes = slices.DeleteFunc(m.nodes, func(n *reference.Node) bool { return n.Links == 0 && n.Opens == 0 })
 }
+
+func ino(n *reference.Node) Ino { return Ino(n.Ino) }
 
 const modelSizeMax = 300
 
@@ -214,74 +173,51 @@ func (m *model) actions() map[string]func(*rapid.T) {
 		"create": func(r *rapid.T) {
 			p, name := m.pick(r, true), m.name(r)
 			mode := rapid.SampledFrom([]uint32{syscall.S_IFREG, syscall.S_IFREG, syscall.S_IFDIR}).Draw(r, "mode")
-			a, err := m.v.Create(ctx, p.ino, name, Create{Mode: mode | 0o700, Excl: true})
-			if p.names[name] != nil {
-				m.want(r, err, int(Exist))
-				return
+			a, err := m.v.Create(ctx, ino(p), name, Create{Mode: mode | 0o700, Excl: true})
+			n, errno := m.tree.Create(p, name, mode|0o700)
+			m.want(r, err, errno)
+			if errno == 0 {
+				n.Ino = uint64(a.Ino)
+				m.nodes = append(m.nodes, n)
 			}
-			m.want(r, err, -1)
-			n := &modelNode{ino: a.Ino, mode: a.Mode, nlink: 1, parent: p, xattrs: map[string]string{}}
-			if isDir(mode) {
-				n.names = map[string]*modelNode{}
-			}
-			p.names[name] = n
-			m.nodes = append(m.nodes, n)
 		},
 		"write": func(r *rapid.T) {
 			n, at := m.pick(r, false), off.Draw(r, "off")
 			data := rapid.SliceOfN(rapid.Byte(), 1, 80).Draw(r, "data")
 			flags := WriteFlags{Append: rapid.Bool().Draw(r, "append")}
-			if flags.Append && len(n.data) > 2*modelSizeMax {
+			if flags.Append && len(n.Data) > 2*modelSizeMax {
 				r.Skip("long enough")
 			}
-			count, err := m.v.Write(ctx, n.ino, int64(at), data, flags)
-			m.want(r, err, -1)
+			count, err := m.v.Write(ctx, ino(n), int64(at), data, flags)
+			m.want(r, err, 0)
 			if count != len(data) {
 				r.Fatalf("wrote %d of %d", count, len(data))
 			}
 			if flags.Append {
-				at = len(n.data)
+				at = len(n.Data)
 			}
-			n.resize(max(len(n.data), at+len(data)))
-			copy(n.data[at:], data)
-			for i := range data {
-				n.mapped[at+i] = true
-			}
+			m.tree.Write(n, at, data)
 		},
 		"truncate": func(r *rapid.T) {
 			n, size := m.pick(r, false), off.Draw(r, "size")
-			_, err := m.v.SetAttr(ctx, n.ino, SetAttr{Valid: SetSize, Size: uint64(size)})
-			m.want(r, err, -1)
-			n.resize(size)
+			_, err := m.v.SetAttr(ctx, ino(n), SetAttr{Valid: SetSize, Size: uint64(size)})
+			m.want(r, err, 0)
+			m.tree.Truncate(n, size)
 		},
 		"fallocate": func(r *rapid.T) {
 			n, at, count := m.pick(r, false), off.Draw(r, "off"), length.Draw(r, "length")
 			mode := rapid.SampledFrom([]uint32{0, FallocKeepSize, FallocPunchHole | FallocKeepSize, FallocZeroRange, FallocZeroRange | FallocKeepSize}).Draw(r, "mode")
-			m.want(r, m.v.Fallocate(ctx, n.ino, mode, int64(at), int64(count), WriteFlags{}), -1)
-			if mode&(FallocPunchHole|FallocZeroRange) != 0 {
-				n.zero(at, at+count)
-			}
-			if mode&FallocKeepSize == 0 {
-				n.resize(max(len(n.data), at+count))
-			}
+			m.want(r, m.v.Fallocate(ctx, ino(n), mode, int64(at), int64(count), WriteFlags{}), 0)
+			m.tree.Fallocate(n, mode, at, count)
 		},
 		"copy": func(r *rapid.T) {
 			src, dst := m.pick(r, false), m.pick(r, false)
 			from, to, count := off.Draw(r, "from"), off.Draw(r, "to"), length.Draw(r, "length")
-			done, err := m.v.CopyRange(ctx, src.ino, int64(from), dst.ino, int64(to), int64(count), WriteFlags{})
-			count = max(min(count, len(src.data)-from), 0)
-			if src == dst && count > 0 && from < to+count && to < from+count {
-				m.want(r, err, int(Invalid))
-				return
-			}
-			m.want(r, err, -1)
-			if done != int64(count) {
-				r.Fatalf("copied %d, want %d", done, count)
-			}
-			if count > 0 {
-				dst.resize(max(len(dst.data), to+count))
-				copy(dst.data[to:], src.data[from:from+count])
-				copy(dst.mapped[to:], src.mapped[from:from+count])
+			done, err := m.v.CopyRange(ctx, ino(src), int64(from), ino(dst), int64(to), int64(count), WriteFlags{})
+			want, errno := m.tree.Copy(src, from, dst, to, count)
+			m.want(r, err, errno)
+			if done != int64(want) {
+				r.Fatalf("copied %d, want %d", done, want)
 			}
 		},
 		"read": func(r *rapid.T) {
@@ -292,106 +228,68 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			n, at := m.pick(r, false), off.Draw(r, "off")
 			data := rapid.Bool().Draw(r, "data")
 			whence := map[bool]int{true: SeekData, false: SeekHole}[data]
-			got, err := m.v.Seek(ctx, n.ino, int64(at), whence)
+			got, err := m.v.Seek(ctx, ino(n), int64(at), whence)
 			want := at
-			for want < len(n.data) && n.mapped[want] != data {
+			for want < len(n.Data) && n.Mapped[want] != data {
 				want++
 			}
-			if at >= len(n.data) || data && want == len(n.data) {
-				m.want(r, err, int(NoData))
+			if at >= len(n.Data) || data && want == len(n.Data) {
+				m.want(r, err, syscall.ENXIO)
 				return
 			}
-			m.want(r, err, -1)
+			m.want(r, err, 0)
 			if got != int64(want) {
 				r.Fatalf("seek %d data %v: %d, want %d", at, data, got, want)
 			}
 		},
 		"link": func(r *rapid.T) {
 			n, p, name := m.pick(r, false), m.pick(r, true), m.name(r)
-			_, err := m.v.Link(ctx, n.ino, p.ino, name)
-			switch {
-			case n.nlink == 0:
-				m.want(r, err, int(NotExist))
-			case p.names[name] != nil:
-				m.want(r, err, int(Exist))
-			default:
-				m.want(r, err, -1)
-				p.names[name] = n
-				n.nlink++
+			_, err := m.v.Link(ctx, ino(n), ino(p), name)
+			if n.Links == 0 { // not asked for by a kernel where the name is taken
+				m.want(r, err, syscall.ENOENT)
+				return
 			}
+			m.want(r, err, m.tree.Link(n, p, name))
 		},
 		"open": func(r *rapid.T) {
 			n := m.pick(r, false)
-			m.v.Acquire(n.ino, 1)
-			n.opens++
+			m.v.Acquire(ino(n), 1)
+			n.Opens++
 		},
 		"close": func(r *rapid.T) {
 			n := m.pick(r, false)
-			if n.opens == 0 {
+			if n.Opens == 0 {
 				r.Skip("not open")
 			}
-			m.v.Release(n.ino, 1)
-			n.opens--
-			if n.nlink == 0 && n.opens == 0 {
-				m.nodes = slices.DeleteFunc(m.nodes, func(o *modelNode) bool { return o == n })
-			}
+			m.v.Release(ino(n), 1)
+			n.Opens--
+			m.forget()
 		},
 		"unlink": func(r *rapid.T) {
 			p, name := m.pick(r, true), m.name(r)
-			err := m.v.Unlink(ctx, p.ino, name)
-			switch n := p.names[name]; {
-			case n == nil:
-				m.want(r, err, int(NotExist))
-			case n.dir():
-				m.want(r, err, int(IsDir))
-			default:
-				m.want(r, err, -1)
-				delete(p.names, name)
-				m.drop(n)
-			}
+			m.want(r, m.v.Unlink(ctx, ino(p), name), m.tree.Unlink(p, name))
+			m.forget()
 		},
 		"rmdir": func(r *rapid.T) {
 			p, name := m.pick(r, true), m.name(r)
-			err := m.v.Rmdir(ctx, p.ino, name)
-			switch n := p.names[name]; {
-			case n == nil:
-				m.want(r, err, int(NotExist))
-			case !n.dir():
-				m.want(r, err, int(NotDir))
-			case len(n.names) > 0:
-				m.want(r, err, int(NotEmpty))
-			default:
-				m.want(r, err, -1)
-				delete(p.names, name)
-				m.drop(n)
-			}
+			m.want(r, m.v.Rmdir(ctx, ino(p), name), m.tree.Rmdir(p, name))
+			m.forget()
 		},
 		"rename": func(r *rapid.T) {
-			p, q := m.pick(r, true), m.pick(r, true)
+			p, q, from, to := m.pick(r, true), m.pick(r, true), m.name(r), m.name(r)
 			flags := rapid.SampledFrom([]RenameFlags{0, 0, RenameNoReplace, RenameExchange}).Draw(r, "flags")
-			m.rename(r, p, m.name(r), q, m.name(r), flags)
+			m.want(r, m.v.Rename(ctx, ino(p), from, ino(q), to, flags), m.tree.Rename(p, from, q, to, int(flags)))
+			m.forget()
 		},
 		"xattr": func(r *rapid.T) {
 			n := m.pick(r, false)
 			name, value := "user."+m.name(r), rapid.StringN(0, 5, -1).Draw(r, "value")
 			flags := rapid.SampledFrom([]uint32{0, XattrCreate, XattrReplace, 99}).Draw(r, "flags")
-			_, exists := n.xattrs[name]
 			if flags == 99 {
-				err := m.v.RemoveXattr(ctx, n.ino, name)
-				m.want(r, err, map[bool]int{true: -1, false: int(NoAttr)}[exists])
-				delete(n.xattrs, name)
+				m.want(r, m.v.RemoveXattr(ctx, ino(n), name), m.tree.RemoveXattr(n, name))
 				return
 			}
-			err := m.v.SetXattr(ctx, n.ino, name, []byte(value), flags)
-			switch {
-			case exists && flags == XattrCreate:
-				m.want(r, err, int(Exist))
-			case !exists && flags == XattrReplace:
-				m.want(r, err, int(NoAttr))
-			default:
-				m.want(r, err, -1)
-				n.xattrs[name] = value
-			}
+			m.want(r, m.v.SetXattr(ctx, ino(n), name, []byte(value), flags), m.tree.SetXattr(n, name, value, int(flags)))
 		},
 		"reopen": func(r *rapid.T) {
 			switch rapid.IntRange(0, 7).Draw(r, "how") {
@@ -402,39 +300,6 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			}
 		},
 		"": func(r *rapid.T) {}, // the whole is compared at the end and around each reopening
-	}
-}
-
-func (m *model) rename(r *rapid.T, p *modelNode, from string, q *modelNode, to string, flags RenameFlags) {
-	err := m.v.Rename(ctx, p.ino, from, q.ino, to, flags)
-	a, b := p.names[from], q.names[to]
-	switch {
-	case a == nil, b == nil && flags == RenameExchange:
-		m.want(r, err, int(NotExist))
-	case b != nil && flags == RenameNoReplace:
-		m.want(r, err, int(Exist))
-	case a == b:
-		m.want(r, err, -1)
-	case a.dir() && q.below(a), flags == RenameExchange && b.dir() && p.below(b):
-		m.want(r, err, int(Invalid))
-	case flags == RenameExchange:
-		m.want(r, err, -1)
-		p.names[from], q.names[to] = b, a
-		a.parent, b.parent = q, p
-	case b != nil && a.dir() && !b.dir():
-		m.want(r, err, int(NotDir))
-	case b != nil && !a.dir() && b.dir():
-		m.want(r, err, int(IsDir))
-	case b != nil && b.dir() && len(b.names) > 0:
-		m.want(r, err, int(NotEmpty))
-	default:
-		m.want(r, err, -1)
-		delete(p.names, from)
-		q.names[to] = a
-		a.parent = q
-		if b != nil {
-			m.drop(b)
-		}
 	}
 }
 
@@ -450,13 +315,10 @@ func (m *model) reopen(r *rapid.T, kill bool) {
 		m.close()
 	}
 	m.v = openAt(m.t, m.dir, m.clock)
-	for _, n := range slices.Clone(m.nodes) {
-		n.opens = 0
-		if n.nlink == 0 {
-			n.nlink = 1
-			m.drop(n)
-		}
+	for _, n := range m.nodes {
+		n.Opens = 0
 	}
+	m.forget()
 	m.compare(r)
 }
 
@@ -466,14 +328,13 @@ func (m *model) close() {
 	}
 }
 
-func (m *model) checkRead(r *rapid.T, n *modelNode, at, count int) {
+func (m *model) checkRead(r *rapid.T, n *reference.Node, at, count int) {
 	r.Helper()
 	got := bytes.Repeat([]byte{0xee}, count)
-	read, err := m.v.Read(ctx, n.ino, int64(at), got)
-	m.want(r, err, -1)
-	at = min(at, len(n.data))
-	if want := n.data[at:min(at+count, len(n.data))]; !bytes.Equal(got[:read], want) {
-		r.Fatalf("inode %d at %d: read %x, want %x", n.ino, at, got[:read], want)
+	read, err := m.v.Read(ctx, ino(n), int64(at), got)
+	m.want(r, err, 0)
+	if want := n.Read(at, count); !bytes.Equal(got[:read], want) {
+		r.Fatalf("inode %d at %d: read %x, want %x", n.Ino, at, got[:read], want)
 	}
 }
 
@@ -482,37 +343,37 @@ func (m *model) compare(r *rapid.T) {
 	r.Helper()
 	m.v.reaper.wait()
 	for _, n := range m.nodes {
-		a, err := m.v.GetAttr(ctx, n.ino)
-		m.want(r, err, -1)
-		if n.dir() {
-			if n.nlink == 0 {
+		a, err := m.v.GetAttr(ctx, ino(n))
+		m.want(r, err, 0)
+		if n.IsDir() {
+			if n.Links == 0 {
 				continue
 			}
 			var names []string
-			m.want(r, m.v.ReadDir(ctx, n.ino, 0, func(d Dirent) bool {
+			m.want(r, m.v.ReadDir(ctx, ino(n), 0, func(d Dirent) bool {
 				names = append(names, d.Name)
-				if child := n.names[d.Name]; child == nil || child.ino != d.Ino {
-					r.Fatalf("directory %d: entry %+v", n.ino, d)
+				if child := n.Names[d.Name]; child == nil || ino(child) != d.Ino {
+					r.Fatalf("directory %d: entry %+v", n.Ino, d)
 				}
 				return true
-			}), -1)
-			if slices.Sort(names); !slices.Equal(names, slices.Sorted(maps.Keys(n.names))) {
-				r.Fatalf("directory %d holds %q, want %q", n.ino, names, slices.Sorted(maps.Keys(n.names)))
+			}), 0)
+			if slices.Sort(names); !slices.Equal(names, slices.Sorted(maps.Keys(n.Names))) {
+				r.Fatalf("directory %d holds %q, want %q", n.Ino, names, slices.Sorted(maps.Keys(n.Names)))
 			}
 			continue
 		}
-		if a.Size != uint64(len(n.data)) || int(a.Nlink) != n.nlink {
-			r.Fatalf("inode %d: %+v, want size %d, %d links", n.ino, a, len(n.data), n.nlink)
+		if a.Size != uint64(len(n.Data)) || int(a.Nlink) != n.Links {
+			r.Fatalf("inode %d: %+v, want size %d, %d links", n.Ino, a, len(n.Data), n.Links)
 		}
-		m.checkRead(r, n, 0, len(n.data)+10)
-		names, err := m.v.ListXattr(ctx, n.ino)
-		m.want(r, err, -1)
-		if !slices.Equal(names, slices.Sorted(maps.Keys(n.xattrs))) {
-			r.Fatalf("inode %d: attributes %q", n.ino, names)
+		m.checkRead(r, n, 0, len(n.Data)+10)
+		names, err := m.v.ListXattr(ctx, ino(n))
+		m.want(r, err, 0)
+		if !slices.Equal(names, slices.Sorted(maps.Keys(n.Xattrs))) {
+			r.Fatalf("inode %d: attributes %q", n.Ino, names)
 		}
-		for name, want := range n.xattrs {
-			if got, err := m.v.GetXattr(ctx, n.ino, name); err != nil || string(got) != want {
-				r.Fatalf("inode %d: attribute %q, want %q, %v", n.ino, got, want, err)
+		for name, want := range n.Xattrs {
+			if got, err := m.v.GetXattr(ctx, ino(n), name); err != nil || string(got) != want {
+				r.Fatalf("inode %d: attribute %q, want %q, %v", n.Ino, got, want, err)
 			}
 		}
 	}
@@ -535,8 +396,9 @@ func TestModel(t *testing.T) {
 		m := &model{t: t, dir: t.TempDir(), clock: newTestClock()}
 		m.v = openAt(t, m.dir, m.clock)
 		defer func() { m.close() }()
-		m.root = &modelNode{ino: RootIno, names: map[string]*modelNode{}, nlink: 1}
-		m.nodes = []*modelNode{m.root}
+		m.tree = reference.New()
+		m.tree.Root.Ino = uint64(RootIno)
+		m.nodes = []*reference.Node{m.tree.Root}
 		r.Repeat(m.actions())
 		m.compare(r)
 	})
