@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/defs-fs/defs"
+	"github.com/defs-fs/defs/internal/powercut"
 )
 
 var loopback = []string{"/ip4/127.0.0.1/tcp/0"}
@@ -177,5 +178,55 @@ func TestInitTwice(t *testing.T) {
 	}
 	if _, err := defs.Init(defs.InitOptions{Dir: dir, Name: "test"}); !errors.Is(err, defs.ErrVolumeExists) {
 		t.Fatalf("error %v", err)
+	}
+}
+
+// The power may fail as soon as a volume has been made, and as soon as a node
+// has joined.
+func TestPowerCutAfterInit(t *testing.T) {
+	for _, filesystem := range powercut.Filesystems {
+		t.Run(filesystem, func(t *testing.T) {
+			disk := powercut.New(t, filesystem)
+			device, nodeDir := filepath.Join(disk.Dir, "device"), filepath.Join(disk.Dir, "node")
+			if _, err := defs.Init(defs.InitOptions{Dir: device, Name: "test"}); err != nil {
+				t.Fatal(err)
+			}
+			disk.Cut()
+			disk.Restore()
+			ticket, err := defs.Ticket(device, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := defs.NodeOptions{Dir: nodeDir, Ticket: ticket, Listen: loopback, CapacityBytes: 1 << 30}
+			n, err := defs.OpenNode(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+			disk.Cut()
+			disk.Restore()
+			o.Ticket = ""
+			if n, err = defs.OpenNode(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			closeClient(t, open(t, device, n.Addrs()))
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// A damaged identity is told, not tripped over.
+func TestEmptyCertificate(t *testing.T) {
+	dir, _, _ := pool(t, "2+1", 0)
+	if err := os.WriteFile(filepath.Join(dir, "certificate"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := defs.New(t.Context(), defs.Options{Dir: dir, Listen: loopback}); err == nil {
+		closeClient(t, c)
+		t.Fatal("opened")
 	}
 }

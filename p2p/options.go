@@ -88,6 +88,8 @@ func (o *HostOptions) Validate() error {
 	}
 	if o.Certificate == nil {
 		wrong("Certificate is missing: join a pool first")
+	} else if len(o.Certificate.Pool) != ed25519.PublicKeySize {
+		wrong("Certificate names no pool: its file is damaged")
 	}
 	for _, a := range o.Listen {
 		if _, err := multiaddr.NewMultiaddr(a); err != nil {
