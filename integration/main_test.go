@@ -4,6 +4,7 @@
 //
 //	go test ./integration/
 //	DEFS_CRASHES=1000 go test -run 'Killed|PowerCut' -v ./integration/
+//	DEFS_MODEL_OPS=100000 go test -run TestModel -v ./integration/
 //
 // Each test has a cluster of its own in one temporary directory: storage nodes,
 // a volume, a mount. TestMain runs the tests in a child process and sweeps when

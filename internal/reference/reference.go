@@ -154,16 +154,29 @@ func (t *Tree) Create(dir *Node, name string, mode uint32) (*Node, syscall.Errno
 		return nil, syscall.EEXIST
 	}
 	n := t.node(mode)
+	n.inherit(dir)
 	t.enter(dir, name, n)
 	n.Links = 1
 	return n, 0
 }
 
-// CreateUnnamed makes a regular file without a name.
-func (t *Tree) CreateUnnamed(mode uint32) *Node {
+// CreateUnnamed makes a regular file without a name in dir.
+func (t *Tree) CreateUnnamed(dir *Node, mode uint32) *Node {
 	n := t.node(mode)
+	n.inherit(dir)
 	n.Linkable = true
 	return n
+}
+
+// inherit is what a set-group-ID directory does to what is made in it.
+func (n *Node) inherit(dir *Node) {
+	if dir.Mode&syscall.S_ISGID == 0 {
+		return
+	}
+	n.GID = dir.GID
+	if n.IsDir() {
+		n.Mode |= syscall.S_ISGID
+	}
 }
 
 func (t *Tree) enter(dir *Node, name string, n *Node) {
@@ -260,6 +273,25 @@ func (t *Tree) Rename(fromDir *Node, from string, toDir *Node, to string, flags 
 	t.enter(toDir, to, a)
 	t.Changed(a)
 	return 0
+}
+
+// Chmod sets the permission bits, with setuid, setgid and sticky.
+func (t *Tree) Chmod(n *Node, mode uint32) {
+	n.Mode = n.Mode&syscall.S_IFMT | mode
+	t.Changed(n)
+}
+
+// Chown sets the owner. What is no directory loses setuid, and setgid where the
+// group may execute.
+func (t *Tree) Chown(n *Node, uid, gid uint32) {
+	n.UID, n.GID = uid, gid
+	if !n.IsDir() {
+		n.Mode &^= syscall.S_ISUID
+		if n.Mode&syscall.S_IXGRP != 0 {
+			n.Mode &^= syscall.S_ISGID
+		}
+	}
+	t.Changed(n)
 }
 
 // Write stores data at off.
