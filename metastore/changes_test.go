@@ -32,7 +32,10 @@ func TestChangesAreTouchedKeysWithValues(t *testing.T) {
 				}
 			}
 		}
-		snapshot := db.Snapshot()
+		snapshot, err := db.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
 		defer snapshot.Close()
 		type change struct{ key, value []byte }
 		var want []change

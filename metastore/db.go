@@ -77,15 +77,17 @@ type DB struct {
 	logger   *slog.Logger
 	progress chan struct{} // one slot: a flush or compaction ended
 
-	// applying is the newest record that may be in Pebble's memory; it runs
-	// ahead of applied by at most one record. The write-ahead rule needs it.
+	// applying is the newest record that may be in Pebble's memory. The
+	// write-ahead rule needs it.
 	applying atomic.Uint64
 	applied  atomic.Uint64
 	closed   atomic.Bool
+	pending  *pending // the records after applying, through applied
 
 	applyMu    sync.Mutex // guards what follows; held by Apply
 	generation uint64
 	gateLeft   int // bytes to apply before the gate is looked at
+	mutations  []mutation
 	key        []byte
 
 	anchorMu sync.Mutex // guards anchored and the anchor file
@@ -108,6 +110,7 @@ func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 		logger:   o.Logger,
 		progress: make(chan struct{}, 1),
 		gateLeft: gateBytes,
+		pending:  newPending(),
 	}
 	var err error
 	if db.fs, err = newSealedFS(inner, o.Key, db.beforeSync(o.Journal)); err != nil {
@@ -119,7 +122,7 @@ func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 		db.cache.Unref()
 		return nil, wrapError("open", err)
 	}
-	db.reader = reader{src: db.pebble}
+	db.reader = reader{src: newest{db}}
 	if err := db.load(); err != nil {
 		return nil, errors.Join(wrapError("open", err), db.close())
 	}
@@ -221,8 +224,9 @@ func (db *DB) wake() {
 	}
 }
 
-// Apply applies a journal record and its sequence number in one atomic batch.
-// A record at or below Applied is skipped, so replay may start early. Only an
+// Apply applies a journal record: reads see it from now on, and with its
+// sequence number it gets into Pebble in one atomic batch, alone or together
+// with records around it. A record at or below Applied is skipped, so replay may start early. Only an
 // empty metastore takes a record that does not follow the one before it. Tree
 // keys that a record changes are listed under the current cut generation.
 //
@@ -246,60 +250,62 @@ func (db *DB) Apply(seq uint64, record []byte) error {
 	if err := db.gate(len(record)); err != nil {
 		return err
 	}
-	generation := db.generation
-	batch := db.pebble.NewBatchWithSize(4*len(record) + 256)
-	err := decodeRecord(record, func(lamport uint64, m mutation) error {
-		switch m.op {
-		case opPut:
-			if err := batch.Set(m.key, m.value, nil); err != nil {
-				return err
-			}
-			return db.touch(batch, seq, lamport, m.key)
-		case opDelete:
-			if err := batch.Delete(m.key, nil); err != nil {
-				return err
-			}
-			return db.touch(batch, seq, lamport, m.key)
-		case opSetGeneration:
-			generation = m.generation
-			return setNumber(batch, keyGeneration, generation)
-		default:
-			from := touchedKey(nil, m.generation, nil)
-			return batch.DeleteRange(from, successor(from), nil)
-		}
-	})
-	if err == nil {
-		err = setNumber(batch, keyApplied, seq)
-	}
-	if err == nil && applied == 0 {
-		err = setNumber(batch, keySchema, schemaVersion)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("metastore: apply record %d: %w", seq, err), batch.Close())
-	}
-	db.applying.Store(seq)
-	if err := batch.Commit(pebble.NoSync); err != nil {
-		db.fs.state.fail(err)
-		return fmt.Errorf("metastore: apply record %d: %w", seq, err)
-	}
-	db.generation = generation
-	db.applied.Store(seq)
-	return batch.Close()
-}
-
-// touch lists a tree key under the generation that is current before this
-// record.
-func (db *DB) touch(batch *pebble.Batch, seq, lamport uint64, key []byte) error {
-	if !IsTreeKey(key) {
+	var lamport uint64
+	db.mutations = db.mutations[:0]
+	alone := false // what follows counts to another generation, or removes one
+	if err := decodeRecord(record, func(time uint64, m mutation) error {
+		lamport = time
+		alone = alone || m.op == opSetGeneration || m.op == opDropTouched
+		db.mutations = append(db.mutations, m)
 		return nil
+	}); err != nil {
+		return fmt.Errorf("metastore: apply record %d: %w", seq, err)
 	}
 	if lamport == 0 {
 		lamport = seq
 	}
-	db.key = touchedKey(db.key[:0], db.generation, key)
-	var value [8]byte
-	binary.BigEndian.PutUint64(value[:], lamport)
-	return batch.Set(db.key, value[:], nil)
+	if alone {
+		return db.applyAlone(seq, lamport)
+	}
+	db.pending.add(lamport, db.mutations)
+	db.applied.Store(seq)
+	if db.pending.full() {
+		return db.drainLocked()
+	}
+	return nil
+}
+
+// applyAlone applies db.mutations, which begin a generation or drop one.
+func (db *DB) applyAlone(seq, lamport uint64) error {
+	if err := db.drainLocked(); err != nil {
+		return err
+	}
+	generation := db.generation
+	batch := db.pebble.NewBatch()
+	for _, m := range db.mutations {
+		var err error
+		switch m.op {
+		case opPut:
+			err = errors.Join(batch.Set(m.key, m.value, nil), db.touch(batch, lamport, m.key))
+		case opDelete:
+			err = errors.Join(batch.Delete(m.key, nil), db.touch(batch, lamport, m.key))
+		case opSetGeneration:
+			generation = m.generation
+			err = setNumber(batch, keyGeneration, generation)
+		default:
+			from := touchedKey(nil, m.generation, nil)
+			err = batch.DeleteRange(from, successor(from), nil)
+		}
+		if err != nil {
+			return db.commitFailed(batch, err)
+		}
+	}
+	if err := db.commit(batch, seq); err != nil {
+		return err
+	}
+	db.generation = generation
+	db.applied.Store(seq)
+	return nil
 }
 
 func setNumber(batch *pebble.Batch, key []byte, n uint64) error {
@@ -390,6 +396,13 @@ func (db *DB) durable() (seq uint64, err error) {
 // Flush writes what is applied to disk; afterwards Flushed returns at least
 // what Applied was.
 func (db *DB) Flush(ctx context.Context) error {
+	if err := db.drain(); err != nil {
+		return err
+	}
+	return db.flush(ctx)
+}
+
+func (db *DB) flush(ctx context.Context) error {
 	if err := db.Failed(); err != nil {
 		return err
 	}
@@ -409,11 +422,14 @@ func (db *DB) Flush(ctx context.Context) error {
 
 // Snapshot returns the newest applied state. Call it under the lock that
 // orders Apply, so that its position is the caller's.
-func (db *DB) Snapshot() *Snapshot {
+func (db *DB) Snapshot() (*Snapshot, error) {
 	db.applyMu.Lock()
 	defer db.applyMu.Unlock()
+	if err := db.drainLocked(); err != nil {
+		return nil, err
+	}
 	s := db.pebble.NewSnapshot()
-	return &Snapshot{reader: reader{src: s}, snapshot: s, applied: db.applied.Load()}
+	return &Snapshot{reader: reader{src: s}, snapshot: s, applied: db.applied.Load()}, nil
 }
 
 // Bytes returns the size of the metastore on disk.
@@ -428,7 +444,10 @@ func (db *DB) Close() error {
 	// Waits for a running Apply.
 	db.applyMu.Lock()
 	defer db.applyMu.Unlock()
-	err := db.Flush(context.Background())
+	err := db.drainLocked()
+	if err == nil {
+		err = db.flush(context.Background())
+	}
 	return errors.Join(err, db.close())
 }
 

@@ -350,7 +350,10 @@ func TestTouchedByGeneration(t *testing.T) {
 func TestSnapshotStays(t *testing.T) {
 	db, j := newTestDB(t)
 	commit(t, db, j, func(txn *Txn) { txn.PutInode(2, Inode{Size: 1}) })
-	s := db.Snapshot()
+	s, err := db.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
 	commit(t, db, j, func(txn *Txn) { txn.PutInode(2, Inode{Size: 2}) })
 	if n, err := s.Inode(2); err != nil || n.Size != 1 || s.Applied() != 1 || db.Applied() != 2 {
 		t.Errorf("size %d at %d (now %d), %v", n.Size, s.Applied(), db.Applied(), err)

@@ -4,7 +4,8 @@
 // The journal (package cache) is the truth; the metastore is the journal's
 // operations applied. Pebble runs without a log of its own: a [Txn] collects
 // changes and turns them into one journal record, and [DB.Apply] applies that
-// record and its sequence number in one atomic batch. After a crash the
+// record. It is visible to readers at once, and goes to Pebble with those that
+// follow it and their sequence number in one atomic batch: see pending. After a crash the
 // metastore opens at some earlier position, an exact prefix of what was
 // applied, and the journal is replayed from there:
 //

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -60,8 +61,14 @@ var (
 	_ Reader = (*Snapshot)(nil)
 )
 
-// reader implements all of Reader but Applied over a Pebble DB or snapshot.
-type reader struct{ src pebble.Reader }
+// source is what a reader needs of a Pebble DB or snapshot.
+type source interface {
+	Get(key []byte) ([]byte, io.Closer, error)
+	NewIter(o *pebble.IterOptions) (*pebble.Iterator, error)
+}
+
+// reader implements all of Reader but Applied.
+type reader struct{ src source }
 
 func wrapError(what string, err error) error {
 	if errors.Is(err, ErrCorrupt) || !pebble.IsCorruptionError(err) {

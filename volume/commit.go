@@ -219,7 +219,10 @@ func (v *Volume) beginCut() (snapshot *metastore.Snapshot, seq, gen uint64, err 
 	if err != nil {
 		return nil, 0, 0, wrap("begin cut", 0, err)
 	}
-	return v.db.Snapshot(), seq, gen, nil
+	if snapshot, err = v.db.Snapshot(); err != nil {
+		return nil, 0, 0, wrap("begin cut", 0, err)
+	}
+	return snapshot, seq, gen, nil
 }
 
 // newID returns a number never used before on this device, with the device's slot on top. Inode numbers and

@@ -31,8 +31,12 @@ type Checked struct {
 // meanwhile. Opening the volume has already verified the journal.
 func (v *Volume) Fsck(ctx context.Context, report func(Fault)) (Checked, error) {
 	v.mu.Lock()
-	snapshot, total := v.db.Snapshot(), v.usage
+	snapshot, err := v.db.Snapshot()
+	total := v.usage
 	v.mu.Unlock()
+	if err != nil {
+		return Checked{}, wrap("fsck", 0, err)
+	}
 	defer snapshot.Close()
 	c := &checker{ctx: ctx, v: v, tree: snapshot, report: report, links: make(map[Ino]uint32), segments: make(map[uint64]bool)}
 	for _, s := range v.store.Segments() {
