@@ -59,6 +59,7 @@ func attr(ino Ino, n *metastore.Inode) Attr {
 
 // GetAttr returns an inode's attributes; Stale where the inode no longer exists.
 func (v *Volume) GetAttr(ctx context.Context, ino Ino) (Attr, error) {
+	v.foreground.note()
 	n, err := v.existing(ino)
 	if err != nil {
 		return Attr{}, wrap("getattr", ino, err)
@@ -75,8 +76,8 @@ func (v *Volume) SetAttr(ctx context.Context, ino Ino, s SetAttr) (Attr, error) 
 		if s.Size > fileMaxBytes {
 			return Attr{}, wrap(op, ino, FileTooLarge)
 		}
-		v.foreground.Add(1)
-		defer v.foreground.Add(-1)
+		v.foreground.begin()
+		defer v.foreground.end()
 		if err := v.shrink(ino, s.Size); err != nil {
 			return Attr{}, wrap(op, ino, err)
 		}

@@ -191,6 +191,7 @@ func (v *Volume) commitLocked(sealed *cache.Sealed, build func(*tx, uint64, cach
 	v.lastSeq.Store(seq)
 	if !t.background {
 		v.lastChange.Store(seq)
+		v.foreground.note()
 	}
 	for _, ino := range t.reaps {
 		v.reaper.add(ino)

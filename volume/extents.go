@@ -129,8 +129,8 @@ func (v *Volume) Fallocate(ctx context.Context, ino Ino, mode uint32, off, n int
 }
 
 func (v *Volume) fallocate(ctx context.Context, ino Ino, mode uint32, off, n int64, f WriteFlags) error {
-	v.foreground.Add(1)
-	defer v.foreground.Add(-1)
+	v.foreground.begin()
+	defer v.foreground.end()
 	switch mode {
 	case 0, FallocKeepSize, FallocPunchHole | FallocKeepSize, FallocZeroRange, FallocZeroRange | FallocKeepSize:
 	default:
@@ -267,8 +267,8 @@ func (v *Volume) CopyRange(ctx context.Context, src Ino, srcOff int64, dst Ino, 
 }
 
 func (v *Volume) copyRange(ctx context.Context, src Ino, srcOff int64, dst Ino, dstOff, length int64, f WriteFlags) (int64, error) {
-	v.foreground.Add(1)
-	defer v.foreground.Add(-1)
+	v.foreground.begin()
+	defer v.foreground.end()
 	if srcOff < 0 || dstOff < 0 || length < 0 {
 		return 0, Invalid
 	}

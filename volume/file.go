@@ -59,8 +59,8 @@ func checkRegular(n *metastore.Inode) error {
 // Read fills dst from offset off and returns the count; fewer than len(dst) only at the end of the file.
 // It sees each concurrent write of up to 1 MiB, and each truncation, wholly or not at all.
 func (v *Volume) Read(ctx context.Context, ino Ino, off int64, dst []byte) (int, error) {
-	v.foreground.Add(1)
-	defer v.foreground.Add(-1)
+	v.foreground.begin()
+	defer v.foreground.end()
 	if off < 0 {
 		return 0, wrap("read", ino, Invalid)
 	}
@@ -160,8 +160,8 @@ func (v *Volume) readExtents(ctx context.Context, extents []metastore.Extent, of
 // Write stores data at offset off, or at the end of the file, and returns the count. The bytes survive SIGKILL when
 // it returns. Up to 1 MiB is one change, seen by readers and crashes wholly or not at all; more is written in such steps.
 func (v *Volume) Write(ctx context.Context, ino Ino, off int64, data []byte, f WriteFlags) (int, error) {
-	v.foreground.Add(1)
-	defer v.foreground.Add(-1)
+	v.foreground.begin()
+	defer v.foreground.end()
 	if off < 0 {
 		return 0, wrap("write", ino, Invalid)
 	}

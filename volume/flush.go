@@ -301,7 +301,7 @@ func unreadable(err error) bool {
 // add gives a chunk to the policy's open stripe, or finds it among those
 // already placed. data is valid during the call only.
 func (f *flusher) add(c *chunk, policy erasure.Policy, data []byte) error {
-	if err := f.p.yield(f.groupCtx, len(data)); err != nil {
+	if err := f.p.yield(f.groupCtx, max(len(data), smallFileWork)); err != nil {
 		return err
 	}
 	bundle, err := f.p.keys.Bundle(f.p.keys.Epoch())
@@ -578,19 +578,24 @@ func (f *flusher) repointFile(t *tx, chunks []*chunk) error {
 	return nil
 }
 
+// What takes as long as cutting so many bytes.
+const (
+	smallFileWork = 16 << 10 // a chunk, however short
+	entryWork     = 256      // finding and writing an entry of the log
+)
+
 // yield lets the application go first: while it works, background work takes
 // small turns, unless somebody waits for it or the journal fills.
-func (p *publisher) yield(ctx context.Context, n int) error {
-	if p.urgent() {
-		return ctx.Err()
-	}
-	// At most 50 ms for each 256 KiB, or 16 small files: background work
+func (p *publisher) yield(ctx context.Context, work int) error {
+	// At most 50 ms for each 256 KiB, or what takes as long: background work
 	// always gets on.
-	p.yielded += max(n, 16<<10)
-	if p.yielded < 256<<10 {
+	if p.yielded += work; p.yielded < 256<<10 {
 		return ctx.Err()
 	}
 	p.yielded = 0
+	if p.urgent() {
+		return ctx.Err()
+	}
 	for range 10 {
 		if !p.busy() {
 			break

@@ -67,6 +67,9 @@ func (p *publisher) newLogWriter(ctx context.Context) *logWriter {
 // wait returns when nothing is being placed any more.
 func (w *logWriter) wait() { w.group.Wait() }
 
+// yield lets the application go first before an entry is written.
+func (w *logWriter) yield() error { return w.p.yield(w.ctx, entryWork) }
+
 // put appends "key has value at the cut".
 func (w *logWriter) put(key, value []byte) error { return w.add(logPut, key, value) }
 

@@ -199,17 +199,17 @@ func (r *reaper) run() {
 	}
 }
 
-// letPass lets a burst of changes by the application go first, for at most 100 ms. It returns false when the
+// letPass lets a burst of operations by the application go first, for at most 100 ms. It returns false when the
 // reaper is to end.
 func (r *reaper) letPass() bool {
 	for range 10 {
-		seen := r.v.lastChange.Load()
+		seen := r.v.foreground.begun.Load()
 		select {
 		case <-r.quit:
 			return false
 		case <-time.After(10 * time.Millisecond):
 		}
-		if r.v.lastChange.Load() == seen {
+		if r.v.foreground.begun.Load() == seen {
 			break
 		}
 	}

@@ -59,7 +59,7 @@ type publisher struct {
 	done    chan struct{}
 	kick    chan struct{}   // one slot: publish now
 	waiters atomic.Int32    // callers of WaitDurable; while there are any, nothing yields
-	looked  uint64          // lastChange at the last look of busy; of the flush goroutine
+	looked  uint64          // operations begun at the last look of busy; of the flush goroutine
 	yielded int             // bytes since the last yield; of the flush goroutine
 	dead    map[string]bool // nodes whose death has been dealt with; of the publisher's goroutine
 
@@ -236,10 +236,10 @@ func (p *publisher) progress() {
 // busy says that the application is at work: it reads or writes now, or has
 // changed something since the last look. Only the flush goroutine looks.
 func (p *publisher) busy() bool {
-	change := p.v.lastChange.Load()
-	changed := change != p.looked
-	p.looked = change
-	return changed || p.v.foreground.Load() > 0
+	begun := p.v.foreground.begun.Load()
+	active := begun != p.looked
+	p.looked = begun
+	return active || p.v.foreground.running.Load() > 0
 }
 
 // urgent says that background work must not yield: somebody waits, or the
@@ -607,7 +607,9 @@ func writeTree(cut *metastore.Snapshot, log *logWriter) error {
 	var failed error
 	for _, kind := range []byte("gidxeos") {
 		if err := cut.Scan([]byte{kind}, []byte{kind + 1}, func(key, value []byte) bool {
-			failed = writeKey(log, key, value)
+			if failed = log.yield(); failed == nil {
+				failed = writeKey(log, key, value)
+			}
 			return failed == nil
 		}); err != nil {
 			return err
@@ -625,6 +627,9 @@ func writeChanges(cut *metastore.Snapshot, log *logWriter, first, last uint64) e
 	for g := first; g <= last; g++ {
 		var failed error
 		if err := cut.Changes(g, func(key, value []byte) bool {
+			if failed = log.yield(); failed != nil {
+				return false
+			}
 			if value == nil {
 				failed = log.delete(key)
 			} else {

@@ -35,6 +35,7 @@ type Create struct {
 
 // Lookup finds a name in a directory.
 func (v *Volume) Lookup(ctx context.Context, parent Ino, name string) (Attr, error) {
+	v.foreground.note()
 	d, n, err := v.lookup(parent, name)
 	if err != nil {
 		return Attr{}, wrap("lookup", parent, err)

@@ -112,7 +112,7 @@ type Volume struct {
 
 	lastSeq    atomic.Uint64         // journal sequence of the newest applied record
 	failed     atomic.Pointer[error] // set once: why the volume is read-only
-	foreground atomic.Int64          // reads and writes of callers in progress; background work yields to them
+	foreground foreground            // what callers do; background work yields to it
 	changed    chan struct{}         // one slot; signalled after each commit
 	capacity   atomic.Pointer[capacity]
 
@@ -237,6 +237,22 @@ func (v *Volume) Close(ctx context.Context) error {
 	err := v.Sync(ctx)
 	return errors.Join(err, v.db.Close(), v.store.Close())
 }
+
+// foreground tells background work that callers are at work.
+type foreground struct {
+	running atomic.Int64  // reads and changes of content that have not ended
+	begun   atomic.Uint64 // operations of any kind
+}
+
+func (f *foreground) begin() {
+	f.running.Add(1)
+	f.begun.Add(1)
+}
+
+func (f *foreground) end() { f.running.Add(-1) }
+
+// note counts an operation that is over soon.
+func (f *foreground) note() { f.begun.Add(1) }
 
 // fail makes the volume read-only, for the first reason given.
 func (v *Volume) fail(cause error) {
