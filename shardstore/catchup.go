@@ -400,7 +400,7 @@ func rebuildable(err error) bool {
 var errIndexOpen = errors.New("open shard index")
 
 func (s *Store) openAndCatchUp(dir string) (err error) {
-	s.index, err = openIndex(dir, s.opts.IndexCacheBytes, s.log)
+	s.index, err = openIndex(dir, s.opts.IndexCacheBytes, s.indexFS)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errIndexOpen, err)
 	}

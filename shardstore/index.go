@@ -4,11 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
-	"github.com/cockroachdb/pebble/v2/bloom"
 )
 
 // Index keys. Everything here can be rebuilt from the packs.
@@ -70,33 +68,6 @@ type indexState struct {
 }
 
 var errIndex = errors.New("index entry is malformed")
-
-func openIndex(dir string, cacheBytes int64, log *slog.Logger) (*pebble.DB, error) {
-	cache := pebble.NewCache(cacheBytes)
-	defer cache.Unref()
-	opts := &pebble.Options{
-		Cache:              cache,
-		MemTableSize:       4 << 20,
-		DisableWAL:         true, // the packs are the log
-		FormatMajorVersion: pebble.FormatNewest,
-		Logger:             pebbleLogger{log},
-	}
-	for i := range opts.Levels {
-		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
-	}
-	return pebble.Open(dir, opts)
-}
-
-// pebbleLogger keeps Pebble's chatter out of the log and never exits.
-type pebbleLogger struct{ log *slog.Logger }
-
-func (pebbleLogger) Infof(string, ...any) {}
-func (l pebbleLogger) Errorf(format string, args ...any) {
-	l.log.Error("shard index", "event", fmt.Sprintf(format, args...))
-}
-func (l pebbleLogger) Fatalf(format string, args ...any) {
-	panic("shard index: " + fmt.Sprintf(format, args...))
-}
 
 func (k Key) append(dst []byte) []byte { return append(append(dst, k.Blind[:]...), k.Index) }
 

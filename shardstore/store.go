@@ -47,6 +47,8 @@ type Store struct {
 	files *packFiles
 	index *pebble.DB
 
+	indexFS *indexFS // that index is on
+
 	corruptRecords atomic.Uint64
 	started        time.Time
 	uptimeBase     uint64 // seconds before started
@@ -92,6 +94,7 @@ func Open(opts Options) (*Store, error) {
 		wake:     make(chan struct{}, 1),
 		stop:     make(chan struct{}),
 	}
+	s.indexFS = newIndexFS(s.log, s.stop)
 	s.files = &packFiles{path: s.packPath, openFile: opts.OpenFile, max: opts.OpenPacksMax, open: map[uint64]*openPack{}}
 	err := os.MkdirAll(filepath.Join(opts.Dir, "packs"), 0o700)
 	if err == nil {
@@ -135,7 +138,7 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		close(s.stop)
 		s.wg.Wait()
-		err = errors.Join(err, s.index.Flush(), s.index.Close(), s.pack.Close())
+		err = errors.Join(err, s.flushIndex(), s.index.Close(), s.pack.Close())
 		s.files.closeAll()
 		err = errors.Join(err, s.lock.Close())
 	})
@@ -306,6 +309,10 @@ func (s *Store) flusher() {
 				s.log.Warn("shard store: the disk's free bytes are not known, the last figure stays", "err", err)
 			}
 			idle.Reset(time.Second)
+		case err := <-s.indexFS.broken:
+			s.mu.Lock()
+			s.fail(err)
+			s.mu.Unlock()
 		case <-idle.C:
 			s.mu.Lock()
 			if s.failed == nil && s.lastSeq != s.marked {
