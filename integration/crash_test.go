@@ -185,6 +185,7 @@ func (c *crasher) check(when string, loads []load) {
 // fault crashes what the test is about. The mount's process is gone afterwards.
 func (c *crasher) fault() {
 	if c.disk != nil {
+		c.ledger.cut()
 		c.disk.Cut()
 	}
 	c.killMount()

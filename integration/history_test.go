@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -26,6 +27,7 @@ type ledger struct {
 	mu      sync.Mutex
 	count   uint64 // acknowledged
 	durable uint64 // of those, covered by a flush that returned
+	cutting bool   // the power is going: what returns from here on was never heard
 
 	// Of the last crash. What is lost must be newer than what is kept.
 	powerLost bool   // else only the process died: nothing may be lost
@@ -65,14 +67,25 @@ func (l *ledger) flushed(fn func() error) error {
 	err := fn()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err == nil && l.cutting {
+		err = errors.New("returned after the power was cut")
+	}
 	if err == nil {
 		l.durable = max(l.durable, before)
 	}
 	return err
 }
 
+// cut is called just before the power is.
+func (l *ledger) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cutting = true
+}
+
 // crashed begins the checks after a crash.
 func (l *ledger) crashed(powerLost bool) {
+	l.cutting = false
 	l.powerLost, l.kept, l.lost, l.lostCount = powerLost, 0, 0, 0
 	if !powerLost {
 		l.durable = l.count
@@ -347,22 +360,27 @@ func (h *history) directories(dirs []string) error {
 	}
 }
 
-// read compares a file with what is in it, past the kernel's cache.
+// read compares a file with what belongs in it.
 func (h *history) read(name string) error {
-	return h.open(name, os.O_RDONLY, func(f *os.File) error {
-		if err := forgetPages(f); err != nil {
-			return err
-		}
-		var got bytes.Buffer
-		if _, err := got.ReadFrom(f); err != nil {
-			return err
-		}
-		if !bytes.Equal(got.Bytes(), h.now.objects[name].content) {
-			h.wrong = fmt.Errorf("%s was read wrong while nothing had crashed", f.Name())
-			return h.wrong
-		}
-		return nil
-	})
+	got, err := readStored(h.path(name))
+	if err == nil && !bytes.Equal(got, h.now.objects[name].content) {
+		h.wrong = fmt.Errorf("%s was read wrong while nothing had crashed", h.path(name))
+		return h.wrong
+	}
+	return err
+}
+
+// readStored reads a file past the kernel's cache.
+func readStored(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := forgetPages(f); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(f)
 }
 
 // forget makes the changes that are durable part of the past.
@@ -575,7 +593,7 @@ func readShape(dir string) (*shape, error) {
 		if o == nil {
 			o = newObject(stat.Mode&unix.S_IFMT == unix.S_IFDIR, stat.Mode&0o7777)
 			if !o.dir {
-				content, err := os.ReadFile(path)
+				content, err := readStored(path)
 				if err != nil {
 					return err
 				}

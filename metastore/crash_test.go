@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -324,6 +326,67 @@ func TestFailedWrites(t *testing.T) {
 	}
 	if failures < 12 {
 		t.Errorf("only %d of 36 rounds failed", failures)
+	}
+}
+
+// On a full disk records are still applied and flushes say why they wait. With
+// room again all goes on, and also a store that is closed while the disk is full
+// is an exact prefix.
+func TestFullDisk(t *testing.T) {
+	for _, kind := range []errorfs.OpKind{errorfs.OpFileWrite, errorfs.OpCreate} {
+		mem := vfs.NewCrashableMem()
+		j := &fakeJournal{}
+		var full atomic.Bool
+		inner := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+			if full.Load() && op.Kind == kind {
+				return syscall.ENOSPC
+			}
+			return nil
+		}))
+		db, err := open(testOptions(j), inner, smallMemTable)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rng := rand.New(rand.NewPCG(uint64(kind), 14))
+		work := func() {
+			t.Helper()
+			for range 100 {
+				commit(t, db, j, func(txn *Txn) {
+					randomTxn(rng, txn)
+					txn.PutXattr(1, "user.bulk", randomBytes(rng, 2000))
+				})
+			}
+		}
+		work()
+		full.Store(true)
+		work()
+		if err := db.Flush(t.Context()); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%v: flush on a full disk: %v", kind, err)
+		}
+		if flushed := db.Flushed(); flushed > 100 {
+			t.Errorf("%v: record %d is flushed on a full disk", kind, flushed)
+		}
+		full.Store(false)
+		for err = db.Flush(t.Context()); errors.Is(err, syscall.ENOSPC); err = db.Flush(t.Context()) {
+			time.Sleep(10 * time.Millisecond) // it is tried once a second
+		}
+		if err != nil || db.Flushed() != 200 {
+			t.Errorf("%v: flushed %d with room again, %v", kind, db.Flushed(), err)
+		}
+		full.Store(true)
+		work()
+		if err := db.Close(); err != nil {
+			t.Errorf("%v: close on a full disk: %v", kind, err)
+		}
+		if db, err = open(testOptions(j), mem, smallMemTable); err != nil {
+			t.Fatal(err)
+		}
+		if db.Applied() < 200 {
+			t.Errorf("%v: reopened at %d", kind, db.Applied())
+		}
+		if err := errors.Join(checkExact(db, j.records), db.Close()); err != nil {
+			t.Errorf("%v: %v", kind, err)
+		}
 	}
 }
 

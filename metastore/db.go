@@ -9,6 +9,8 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -26,6 +28,9 @@ const (
 	// flush, or this many runs of tables for their compaction.
 	unflushedBytesMax = 4 * memTableBytes
 	sublevelsMax      = 40
+	// fullMax is how long Apply waits, with so much unflushed, for room on a
+	// full disk.
+	fullMax = 20 * time.Second
 	// gateBytes is how much is applied between two looks at those figures.
 	gateBytes = 1 << 20
 
@@ -333,6 +338,14 @@ func (db *DB) gate(recordBytes int) error {
 		case <-db.progress:
 		case <-db.fs.state.failed:
 			return db.Failed()
+		case <-db.fs.state.noRoom():
+			select {
+			case <-db.progress:
+			case <-db.fs.state.failed:
+				return db.Failed()
+			case <-time.After(fullMax):
+				db.fs.state.fail(fmt.Errorf("%d bytes could not be flushed for %v: %w", m.MemTable.Size, fullMax, syscall.ENOSPC))
+			}
 		}
 	}
 }
@@ -394,7 +407,8 @@ func (db *DB) durable() (seq uint64, err error) {
 }
 
 // Flush writes what is applied to disk; afterwards Flushed returns at least
-// what Applied was.
+// what Applied was. On a full disk it returns ENOSPC, and the flush goes on as
+// soon as there is room.
 func (db *DB) Flush(ctx context.Context) error {
 	if err := db.drain(); err != nil {
 		return err
@@ -415,6 +429,8 @@ func (db *DB) flush(ctx context.Context) error {
 		return nil
 	case <-db.fs.state.failed:
 		return db.Failed()
+	case <-db.fs.state.noRoom():
+		return fmt.Errorf("metastore: flush: %w", syscall.ENOSPC)
 	case <-ctx.Done():
 		return fmt.Errorf("metastore: flush: %w", ctx.Err())
 	}
@@ -435,8 +451,8 @@ func (db *DB) Snapshot() (*Snapshot, error) {
 // Bytes returns the size of the metastore on disk.
 func (db *DB) Bytes() uint64 { return db.pebble.Metrics().DiskSpaceUsage() }
 
-// Close flushes, so that the next start has little to replay, and closes. The
-// journal must still be open. Snapshots must be closed before.
+// Close flushes, so that the next start has little to replay, and closes; on a
+// full disk it leaves more to replay. The journal must still be open. Snapshots must be closed before.
 func (db *DB) Close() error {
 	if db.closed.Swap(true) {
 		return ErrClosed
@@ -447,6 +463,11 @@ func (db *DB) Close() error {
 	err := db.drainLocked()
 	if err == nil {
 		err = db.flush(context.Background())
+	}
+	if isNoSpace(err) {
+		db.logger.Warn("metastore: closed without a flush, the disk is full; the next start takes longer")
+		_ = db.close() // of the flush that is given up
+		return nil
 	}
 	return errors.Join(err, db.close())
 }

@@ -1,8 +1,11 @@
 package metastore
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // failState stops all writing after the first failed write, for good: what is
@@ -19,10 +22,55 @@ type failState struct {
 	err     error
 	parking bool // failed writes wait; off while Open runs
 	done    bool
+	full    chan struct{} // closed while a write waits for room on the disk
+	waiting int           // such writes
+}
+
+// roomRetry is how long a write waits for room on a full disk before the next try.
+const roomRetry = time.Second
+
+func isNoSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 func newFailState() *failState {
-	return &failState{failed: make(chan struct{}), released: make(chan struct{})}
+	return &failState{failed: make(chan struct{}), released: make(chan struct{}), full: make(chan struct{})}
+}
+
+// waitRoom waits a while for room on a full disk. It returns false where that
+// makes no sense: while the store is opened or closed, or has failed.
+func (s *failState) waitRoom() bool {
+	s.mu.Lock()
+	if !s.parking || s.err != nil {
+		s.mu.Unlock()
+		return false
+	}
+	if s.waiting++; s.waiting == 1 {
+		close(s.full)
+	}
+	s.mu.Unlock()
+	retry := time.NewTimer(roomRetry)
+	defer retry.Stop()
+	again := false
+	select {
+	case <-retry.C:
+		again = true
+	case <-s.failed:
+	case <-s.released:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting--; s.waiting == 0 {
+		s.full = make(chan struct{})
+	}
+	return again
+}
+
+// noRoom is closed while a write waits for room on the disk.
+func (s *failState) noRoom() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.full
 }
 
 // fail records the first failure and returns err.

@@ -89,11 +89,20 @@ func (fs *sealedFS) foreground() *sealedFS {
 
 func (fs *sealedFS) check() error { return fs.state.check(fs.mayPark) }
 
-// writeFailed stops all writing and names the file.
+// writeFailed stops all writing and names the file. For callers that must not
+// wait a full disk is no reason to stop: they try again another time.
 func (fs *sealedFS) writeFailed(op, name string, err error) error {
+	noSpace := isNoSpace(err)
 	err = fmt.Errorf("%s %s: %w", op, fs.PathBase(name), err)
-	fs.state.fail(err)
+	if fs.mayPark || !noSpace {
+		fs.state.fail(err)
+	}
 	return err
+}
+
+// waitRoom says, after err, that the disk was full and it is time to try again.
+func (fs *sealedFS) waitRoom(err error) bool {
+	return isNoSpace(err) && fs.mayPark && fs.state.waitRoom()
 }
 
 // newFileHeader draws a file key and returns the header that carries it.
@@ -130,6 +139,9 @@ func (fs *sealedFS) Create(name string, category vfs.DiskWriteCategory) (vfs.Fil
 		return nil, fs.writeFailed("create", name, err)
 	}
 	inner, err := fs.FS.Create(name, category)
+	for err != nil && fs.waitRoom(err) {
+		inner, err = fs.FS.Create(name, category)
+	}
 	if err != nil {
 		return nil, fs.writeFailed("create", name, err)
 	}
@@ -319,8 +331,12 @@ func (f *sealedWriter) flush() error {
 	if len(f.out) == 0 {
 		return nil
 	}
-	if _, err := f.File.Write(f.out); err != nil {
-		return f.fs.writeFailed("write", f.name, err)
+	for rest := f.out; len(rest) > 0; {
+		n, err := f.File.Write(rest)
+		rest = rest[n:]
+		if err != nil && !f.fs.waitRoom(err) {
+			return f.fs.writeFailed("write", f.name, err)
+		}
 	}
 	f.out = f.out[:0]
 	return nil
