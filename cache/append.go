@@ -56,7 +56,7 @@ func (s *Store) Append(sd *Sealed, build func(seq uint64, ref Ref) (meta []byte,
 		}
 		defer func() {
 			if err != nil {
-				s.discardSegment(seg.handle, s.segmentPath(seg.id))
+				s.discardSegment(seg.handle, seg.path)
 			}
 		}()
 	}
@@ -171,7 +171,7 @@ func (s *Store) createSegment(data bool) (*segment, error) {
 			_, err = h.WriteAt(page, 0)
 		}
 		if err == nil {
-			return &segment{id: id, keys: s.session, end: dataStart, handle: h, reserve: reserve}, nil
+			return &segment{id: id, path: name, keys: s.session, end: dataStart, handle: h, reserve: reserve}, nil
 		}
 		s.discardSegment(h, name)
 	}

@@ -111,7 +111,7 @@ func (s *Store) removeSegment(seg *segment) error {
 	delete(s.segments, seg.id)
 	s.cleanBytes -= seg.end
 	s.mu.Unlock()
-	return s.removeFile(s.segmentPath(seg.id))
+	return s.removeFile(seg.path)
 }
 
 // cleaner runs until Close: indexes the slice files of earlier opens, writes

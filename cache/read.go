@@ -31,7 +31,7 @@ func (s *Store) ReadAt(ref Ref, off int, dst []byte) error {
 		return fmt.Errorf("cache: read segment %d: %w", ref.Segment, ErrEvicted)
 	}
 	seg.lastUse.Store(s.uses.Add(1))
-	file, err := s.files.acquire(s.segmentPath(seg.id), os.O_RDWR)
+	file, err := s.files.acquire(seg.path, os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) { // evicted between the two steps
 		return fmt.Errorf("cache: read segment %d: %w", ref.Segment, ErrEvicted)
 	}

@@ -193,7 +193,7 @@ func (s *Store) openSegments(names []string) ([]*opened, error) {
 		if err != nil {
 			return found, err
 		}
-		o := &opened{segment: &segment{id: id}, handle: h}
+		o := &opened{segment: &segment{id: id, path: s.path(name)}, handle: h}
 		found = append(found, o)
 		if o.size, err = h.Size(); err != nil {
 			return found, err

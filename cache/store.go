@@ -163,6 +163,7 @@ type Store struct {
 // segment is one file of frames. Fields that change are guarded by Store.mu.
 type segment struct {
 	id                uint64
+	path              string
 	keys              *session // aead of its frames; the counter is used by the active session only
 	firstSeq, lastSeq uint64
 	end               int64 // of the last frame
