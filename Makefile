@@ -47,6 +47,10 @@ install: build ## install for all users, with mount(8)'s helper and the systemd 
 	install -D -m 644 packaging/systemd/defs-mount@.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-mount@.service
 	install -D -m 644 packaging/systemd/defs-node.service $(DESTDIR)$(PREFIX)/lib/systemd/user/defs-node.service
 
+.PHONY: programs
+programs: ## real programs inside a mount, each checked by its own results: 20 minutes; as root
+	./scripts/programs
+
 .PHONY: bench
 bench: ## measure the stages, and the mount beside the native filesystem: 20 minutes at most; as root for all of it
 	go run ./bench

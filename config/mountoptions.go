@@ -20,6 +20,10 @@ var plainMountOptions = []string{
 func ParseMountOptions(text string) (map[string]any, error) {
 	out := make(map[string]any)
 	var errs []error
+	if slices.Contains(strings.Split(text, ","), "remount") {
+		// The rest is what the mount table shows of the mount.
+		return nil, errors.New("a mount is changed by the kernel alone, and in ro, rw, noatime, nosuid, nodev and noexec only: mount -i -o remount,ro; for the rest unmount it first")
+	}
 	for _, word := range strings.Split(text, ",") {
 		name, value, hasValue := strings.Cut(word, "=")
 		switch name {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -71,6 +72,9 @@ func MountRaw(ctx context.Context, raw fuse.RawFileSystem, o Options) (*Server, 
 		return nil, fmt.Errorf("mount: %w", err)
 	}
 	connection, err := fuse.NewServer(raw, o.Mountpoint, mountOptions(o))
+	if err != nil && o.AllowOther && os.Geteuid() != 0 && !usersMayAllowOther() {
+		err = errors.Join(err, fmt.Errorf("an ordinary user may not let others in (allow_other): an administrator allows it by a line %s in %s", allowOtherLine, fuseConfig))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("mount at %s: %w", o.Mountpoint, err)
 	}
@@ -82,6 +86,25 @@ func MountRaw(ctx context.Context, raw fuse.RawFileSystem, o Options) (*Server, 
 
 	s.raiseReadAhead(o.ReadAheadKiB)
 	return s, nil
+}
+
+const (
+	fuseConfig     = "/etc/fuse.conf"
+	allowOtherLine = "user_allow_other"
+)
+
+// usersMayAllowOther says whether fusermount3 lets mounts of ordinary users be open to others.
+func usersMayAllowOther() bool {
+	config, err := os.ReadFile(fuseConfig)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(config)) {
+		if strings.TrimSpace(line) == allowOtherLine {
+			return true
+		}
+	}
+	return false
 }
 
 // checksPermissions says whether the kernel checks permission bits and ACLs ("default_permissions"). A mount that
