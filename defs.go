@@ -212,6 +212,7 @@ type Options struct {
 	JournalMaxBytes int64 // hard cap of bytes that only this machine has; 0 = default
 	CacheMaxBytes   int64 // bound of the clean cache; 0 = default
 	NoAtime         bool
+	Fsync           string // what fsync waits for: volume.FsyncJournal (default) or volume.FsyncRecoverable
 
 	HeartbeatInterval, SuspectAfter, DeadAfter, DialTimeout time.Duration // 0 = default
 
@@ -254,7 +255,7 @@ func New(ctx context.Context, o Options) (_ *Client, err error) {
 		return nil, err
 	}
 	c.volume, err = volume.OpenDevice(ctx, o.Dir, dev, c.host, volume.Options{
-		JournalMaxBytes: o.JournalMaxBytes, CleanMaxBytes: o.CacheMaxBytes, NoAtime: o.NoAtime, Logger: o.Logger,
+		JournalMaxBytes: o.JournalMaxBytes, CleanMaxBytes: o.CacheMaxBytes, NoAtime: o.NoAtime, Fsync: o.Fsync, Logger: o.Logger,
 		RootUID: uint32(os.Getuid()), RootGID: uint32(os.Getgid()),
 	})
 	return c, err

@@ -71,6 +71,8 @@ type Options struct {
 	NoDev      bool `koanf:"nodev" usage:"ignore device nodes"`
 	NoExec     bool `koanf:"noexec" usage:"run no programs from the mount"`
 
+	Fsync string `koanf:"fsync" usage:"when fsync returns: journal, flushed to this disk; or recoverable, taken by the peers too"`
+
 	LogLevel string `koanf:"log-level" usage:"debug, info, warn or error"`
 }
 
@@ -126,6 +128,9 @@ func (o *Options) Validate() error {
 	}
 	if o.SuspectAfter > 0 && o.DeadAfter > 0 && o.DeadAfter < o.SuspectAfter {
 		wrong("dead-after", "%s is shorter than suspect-after, %s", o.DeadAfter, o.SuspectAfter)
+	}
+	if o.Fsync != "" && o.Fsync != "journal" && o.Fsync != "recoverable" {
+		wrong("fsync", "%q is unknown: use journal or recoverable", o.Fsync)
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(o.LogLevel)); err != nil {

@@ -23,6 +23,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -65,11 +66,12 @@ func TestMain(m *testing.M) {
 // runMode is where and as whom the suite runs.
 type runMode struct {
 	Name   string
-	Native bool   // the machine's own filesystem
-	User   bool   // as an ordinary user
-	Others bool   // other users may enter
-	Long   bool   // with the cases of the long form
-	Dir    string // for all that the run makes
+	Native bool     // the machine's own filesystem
+	User   bool     // as an ordinary user
+	Others bool     // other users may enter
+	Long   bool     // with the cases of the long form
+	Dir    string   // for all that the run makes
+	With   []string // mount options
 }
 
 var runModes = []runMode{
@@ -189,7 +191,7 @@ func (m runMode) run(t *testing.T) modeResult {
 }
 
 // runJob runs the suite in one mode and writes the outcomes to standard output.
-func runJob(m runMode) (err error) {
+func runJob(m runMode) error {
 	signal.Ignore(unix.SIGXFSZ) // for writes past RLIMIT_FSIZE
 	where := m.mountpoint()
 	owner := m.base()
@@ -201,19 +203,35 @@ func runJob(m runMode) (err error) {
 			return err
 		}
 	}
-	if !m.Native {
-		stop, failed := m.serve()
-		if failed != nil {
-			return failed
-		}
-		defer func() { err = errors.Join(err, stop()) }()
-	}
 	results := json.NewEncoder(os.Stdout)
+	if m.Native {
+		return m.runCases(results)
+	}
+	if err := m.preparePrivate(); err != nil {
+		return err
+	}
+	stop, err := m.serve()
+	if err != nil {
+		return err
+	}
+	err = m.runCases(results)
+	outcomes, failed := m.goFuseSuite()
+	for _, o := range outcomes {
+		failed = errors.Join(failed, results.Encode(o))
+	}
+	if err := errors.Join(err, failed, stop()); err != nil {
+		return err
+	}
+	return m.mounts(func(o outcome) error { return results.Encode(o) })
+}
+
+// runCases runs the suite's cases and writes what they say.
+func (m runMode) runCases(results *json.Encoder) error {
 	for i, c := range cases() {
 		if m.excludes(c) != "" {
 			continue
 		}
-		o := runCase(c, where, i, owner)
+		o := runCase(c, m.mountpoint(), i, m.base())
 		if err := results.Encode(o); err != nil {
 			return err
 		}
@@ -221,25 +239,11 @@ func runJob(m runMode) (err error) {
 			return fmt.Errorf("%s: %s: stuck", c.op, c.name)
 		}
 	}
-	if m.Native {
-		return nil
-	}
-	outcomes, err := m.goFuseSuite()
-	for _, o := range outcomes {
-		err = errors.Join(err, results.Encode(o))
-	}
-	return err
+	return nil
 }
 
-// serve mounts a new volume from a process of its own; stop unmounts it.
+// serve mounts the run's volume from a process of its own; stop unmounts it.
 func (m runMode) serve() (stop func() error, err error) {
-	if err := preparePrivate(m.Dir); err != nil {
-		return nil, err
-	}
-	local := filepath.Join(m.Dir, "local")
-	if err := errors.Join(os.Mkdir(local, 0o700), os.Chown(local, m.base().uid, m.base().gid)); err != nil {
-		return nil, err
-	}
 	cmd := m.child("serve")
 	uid, gid := uint32(m.base().uid), uint32(m.base().gid)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: gid}, Pdeathsig: syscall.SIGKILL}
@@ -260,15 +264,19 @@ func (m runMode) serve() (stop func() error, err error) {
 	return func() error { return errors.Join(input.Close(), cmd.Wait()) }, nil
 }
 
-// preparePrivate makes the namespace of this process private, with a /dev/fuse for every user in it, as udev makes
+// preparePrivate makes the directory of the volume, and makes the namespace of this process private, with a /dev/fuse for every user in it, as udev makes
 // it, an account for the user, which fusermount3 asks for, and leave to use allow_other.
-func preparePrivate(dir string) error {
+func (m runMode) preparePrivate() error {
+	local := filepath.Join(m.Dir, "local")
+	if err := errors.Join(os.Mkdir(local, 0o700), os.Chown(local, m.base().uid, m.base().gid)); err != nil {
+		return err
+	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mounts private: %w", err)
 	}
-	device := filepath.Join(dir, "fuse")
-	conf := filepath.Join(dir, "fuse.conf")
-	passwd := filepath.Join(dir, "passwd")
+	device := filepath.Join(m.Dir, "fuse")
+	conf := filepath.Join(m.Dir, "fuse.conf")
+	passwd := filepath.Join(m.Dir, "passwd")
 	accounts, err := os.ReadFile("/etc/passwd")
 	if err != nil {
 		return err
@@ -289,11 +297,17 @@ func preparePrivate(dir string) error {
 func serveJob(m runMode) error {
 	ctx := context.Background()
 	key := [32]byte{1}
-	vol, err := volume.Open(ctx, volume.Options{Dir: filepath.Join(m.Dir, "local"), Key: key, RootUID: uint32(os.Geteuid()), RootGID: uint32(os.Getegid())})
+	has := func(option string) bool { return slices.Contains(m.With, option) }
+	vol, err := volume.Open(ctx, volume.Options{
+		Dir: filepath.Join(m.Dir, "local"), Key: key, RootUID: uint32(os.Geteuid()), RootGID: uint32(os.Getegid()), NoAtime: has("noatime"),
+	})
 	if err != nil {
 		return err
 	}
-	server, err := fusefs.Mount(ctx, fusefs.Options{Volume: vol, Mountpoint: m.mountpoint(), AllowOther: m.Others})
+	server, err := fusefs.Mount(ctx, fusefs.Options{
+		Volume: vol, Mountpoint: m.mountpoint(), AllowOther: m.Others,
+		ReadOnly: has("ro"), NoAtime: has("noatime"), NoSuid: has("nosuid"), NoDev: has("nodev"), NoExec: has("noexec"),
+	})
 	if err != nil {
 		return errors.Join(err, vol.Close(ctx))
 	}

@@ -34,7 +34,7 @@ func cases() []testCase {
 		pathCases(), permissionCases(), stickyCases(),
 		openCases(), makeCases(), linkCases(), removeCases(), renameCases(),
 		chmodCases(), chownCases(), utimensCases(),
-		xattrCases(), aclCases(), dataCases(), readdirCases(), lockCases(),
+		xattrCases(), aclCases(), dataCases(), readdirCases(), lockCases(), mmapCases(), statCases(),
 	)
 }
 
@@ -55,17 +55,22 @@ type T struct {
 	dir  string // where the case runs: the working directory of its threads
 	base user   // who runs it
 	fds  []int  // to close at its end
+	maps [][]byte
 	rows string // prefix of messages: the row of a table
 }
 
 // runCase runs one case as base in a new directory below root.
 func runCase(c testCase, root string, number int, base user) outcome {
-	t := &T{outcome: outcome{Op: c.op, Name: c.name}, dir: filepath.Join(root, fmt.Sprintf("case%d", number)), base: base}
-	made := as(base, root, func() error { return unix.Mkdir(t.dir, 0o755) })
-	if made != nil {
-		t.Failures = append(t.Failures, fmt.Sprintf("make the directory of the case: %v", made))
-		return t.outcome
+	dir := filepath.Join(root, fmt.Sprintf("case%d", number))
+	if err := as(base, root, func() error { return unix.Mkdir(dir, 0o755) }); err != nil {
+		return outcome{Op: c.op, Name: c.name, Failures: []string{fmt.Sprintf("make the directory of the case: %v", err)}}
 	}
+	return runIn(c, dir, base)
+}
+
+// runIn runs one case as base in dir.
+func runIn(c testCase, dir string, base user) outcome {
+	t := &T{outcome: outcome{Op: c.op, Name: c.name}, dir: dir, base: base}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -309,6 +314,9 @@ func (t *T) close(fd int) {
 }
 
 func (t *T) closeAll() {
+	for _, m := range t.maps {
+		unix.Munmap(m)
+	}
 	for _, fd := range t.fds {
 		unix.Close(fd)
 	}

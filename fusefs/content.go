@@ -1,7 +1,6 @@
 package fusefs
 
 import (
-	"context"
 	"math"
 	"syscall"
 
@@ -61,14 +60,15 @@ func (f *filesystem) Writev(interrupted <-chan struct{}, in *fuse.WriteIn, piece
 	return uint32(written), fuse.OK
 }
 
-// Fsync cannot be interrupted: a program must not take a signal for a failed flush. The flush itself is bounded by
-// the disk.
-func (f *filesystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return f.nodeStatus("fsync", in.NodeId, f.volume.Fsync(context.Background(), volume.Ino(in.NodeId)))
+// Fsync ends early only for a program that is being killed: it must not take a signal for a failed flush.
+func (f *filesystem) Fsync(interrupted <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	op := newOperation(interrupted, in.Pid)
+	defer op.end()
+	return f.nodeStatus("fsync", in.NodeId, f.volume.Fsync(op, volume.Ino(in.NodeId)))
 }
 
-func (f *filesystem) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return f.nodeStatus("fsyncdir", in.NodeId, f.volume.Fsync(context.Background(), volume.Ino(in.NodeId)))
+func (f *filesystem) FsyncDir(interrupted <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return f.Fsync(interrupted, in)
 }
 
 // privileged guesses whether the caller has the capabilities of root, where the kernel does not tell.

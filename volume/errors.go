@@ -37,6 +37,7 @@ const (
 	Loop                     // a symbolic link where none may be
 	TooManyLinks             // the link count is at its limit
 	NoData                   // a seek past the last data or hole
+	TimedOut                 // the peers did not answer in time; nothing is lost
 )
 
 var kinds = [...]struct {
@@ -65,6 +66,7 @@ var kinds = [...]struct {
 	Loop:         {"is a symbolic link", syscall.ELOOP},
 	TooManyLinks: {"too many links", syscall.EMLINK},
 	NoData:       {"no data or hole past this offset", syscall.ENXIO},
+	TimedOut:     {"timed out", syscall.ETIMEDOUT},
 }
 
 // String names the kind in plain words.

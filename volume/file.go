@@ -230,11 +230,5 @@ func (t *tx) modified(ino Ino, n *metastore.Inode, end uint64, killPriv bool) er
 	return nil
 }
 
-// Fsync returns when everything acknowledged for the inode, its name included, survives a power cut.
-// One flush serves all callers that wait; so it covers all that the volume acknowledged before.
-func (v *Volume) Fsync(ctx context.Context, ino Ino) error {
-	return wrap("fsync", ino, v.syncThrough(ctx, v.lastSeq.Load()))
-}
-
 // waitRoom takes bytes from the journal's room: it slows and blocks the caller as the journal fills.
 func (v *Volume) waitRoom(ctx context.Context, n int) error { return v.store.WaitRoom(ctx, int64(n)) }

@@ -66,6 +66,7 @@ func (v *Volume) connect(dev *Device, transport p2p.Transport) error {
 			return []byte(state), err
 		}},
 		xattrPolicy: {get: v.ownPolicy, set: v.setPolicy},
+		xattrFsync:  {get: v.ownFsyncMode, set: v.setFsyncMode},
 	}
 	go n.publisher.run()
 	return nil

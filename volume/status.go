@@ -220,22 +220,30 @@ func (v *Volume) WaitDurable(ctx context.Context, progress func(Status)) error {
 	if v.network == nil {
 		return wrap("wait", 0, NotSupported)
 	}
-	p := v.network.publisher
 	want := v.lastChange.Load()
+	return v.network.publisher.await(ctx, progress, func(p *publisher) bool {
+		return p.covers(want) && len(p.partial) == 0 && p.headNodes > 0 && p.headAcks == p.headNodes
+	})
+}
+
+// covers says whether the last head covers a change. Called with mu held.
+func (p *publisher) covers(change uint64) bool { return p.head != nil && p.head.GetCut() >= change }
+
+// await publishes until done, which is called with mu held. See WaitDurable for progress and errors.
+func (p *publisher) await(ctx context.Context, progress func(Status), done func(*publisher) bool) error {
 	p.waiters.Add(1)
 	defer p.waiters.Add(-1)
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		p.mu.Lock()
-		covered := p.head.GetCut() >= want && p.head != nil
-		done := covered && len(p.partial) == 0 && p.headNodes > 0 && p.headAcks == p.headNodes
+		ended := done(p)
 		changed, lastErr, lost := p.changedC, p.lastErr, p.lost
 		p.mu.Unlock()
-		if done && lost > 0 {
+		if ended && lost > 0 {
 			return wrap("wait", 0, &lostError{lost})
 		}
-		if done {
+		if ended {
 			return nil
 		}
 		select {
@@ -246,7 +254,7 @@ func (v *Volume) WaitDurable(ctx context.Context, progress func(Status)) error {
 		case <-changed:
 		case <-tick.C:
 			if progress != nil {
-				s, err := v.Status(ctx)
+				s, err := p.v.Status(ctx)
 				if err != nil {
 					return err
 				}

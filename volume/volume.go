@@ -52,12 +52,16 @@ type Options struct {
 	CleanMaxBytes   int64            // bound of the clean cache; 0 = the store's default
 	SegmentBytes    int64            // of the local segment store; 0 = the store's default
 	NoAtime         bool             // never record access times; else as with relatime
+	Fsync           string           // what Fsync waits for where no directory says so; default FsyncJournal
 	Clock           func() time.Time // nil = time.Now
 	Logger          *slog.Logger     // nil = no log
 }
 
 // EnsureDefaults fills what was left zero.
 func (o *Options) EnsureDefaults() {
+	if o.Fsync == "" {
+		o.Fsync = FsyncJournal
+	}
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
@@ -80,7 +84,7 @@ func (o *Options) Validate() error {
 			errs = append(errs, fmt.Errorf("negative size %d for %s", n, name))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, checkFsyncMode(o.Fsync))...)
 }
 
 // remoteReader reads placed content whose local copy is gone.
@@ -102,7 +106,10 @@ type Volume struct {
 	log     *slog.Logger
 	device  uint16
 	noAtime bool
-	dir     string
+	fsync   string // a mode of Fsync
+
+	recoverableWait time.Duration // recoverableWaitMax; shorter in tests
+	dir             string
 
 	// mu orders mutations: it is held from the check of the state until the record is applied.
 	// It guards nextID, boundID and usage, and writes to lastSeq.
@@ -135,8 +142,11 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		log:     o.Logger,
 		device:  o.Device,
 		noAtime: o.NoAtime,
-		dir:     o.Dir,
-		changed: make(chan struct{}, 1),
+		fsync:   o.Fsync,
+
+		recoverableWait: recoverableWaitMax,
+		dir:             o.Dir,
+		changed:         make(chan struct{}, 1),
 	}
 	v.refs.counts = make(map[Ino]uint64)
 	v.refs.orphans = make(map[Ino]struct{})

@@ -181,7 +181,9 @@ func (v *Volume) ListXattr(ctx context.Context, ino Ino) ([]string, error) {
 	}
 	var names []string
 	err = v.db.Xattrs(ino, func(name string, _ []byte) bool {
-		names = append(names, name)
+		if !strings.HasPrefix(name, xattrOwnPrefix) {
+			names = append(names, name)
+		}
 		return true
 	})
 	return names, wrap("listxattr", ino, err)

@@ -80,7 +80,7 @@ There the volume is given as a directory: mount(8) may take a name for a path.`,
 	}
 	cmd.Flags().StringArrayVarP(&optionLists, "options", "o", nil, "mount options, separated by commas")
 	cmd.Flags().BoolVar(&detach, "daemon", false, "return when the mount answers, and serve it in the background")
-	config.AddFlags(cmd.Flags(), append(openFlags, "read-only", "allow-other", "noatime", "memory-max")...)
+	config.AddFlags(cmd.Flags(), append(openFlags, "read-only", "allow-other", "noatime", "fsync", "memory-max")...)
 	return cmd
 }
 

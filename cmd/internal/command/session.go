@@ -107,7 +107,7 @@ func clientOptions(o config.Options, dir string) (defs.Options, error) {
 	peers, err := expandPeers(o.Peers)
 	return defs.Options{
 		Dir: dir, Listen: o.Listen, Peers: peers,
-		JournalMaxBytes: int64(o.JournalMax), CacheMaxBytes: int64(o.CacheMax), NoAtime: o.NoAtime,
+		JournalMaxBytes: int64(o.JournalMax), CacheMaxBytes: int64(o.CacheMax), NoAtime: o.NoAtime, Fsync: o.Fsync,
 		HeartbeatInterval: o.HeartbeatInterval(), SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout,
 	}, err
 }
