@@ -88,7 +88,8 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 		return nil, err
 	}
 	n.node, err = node.New(node.Options{
-		Store: n.store, Transport: n.host, CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval, Logger: o.Logger,
+		Store: n.store, Transport: n.host, Logger: o.Logger,
+		CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval, RepairInterval: o.MirrorInterval, CensusInterval: o.DeadAfter,
 	})
 	if err != nil {
 		return nil, err

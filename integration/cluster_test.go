@@ -30,15 +30,16 @@ const (
 
 // cluster is a pool of storage nodes, a volume and its mount, in one directory.
 type cluster struct {
-	t      *testing.T
-	dir    string
-	device string // the volume's local state
-	mnt    string // the mountpoint
-	ticket string // file
-	words  string // file
-	nodes  []*node
-	mount  *process // nil while there is none
-	mounts int      // so far
+	t        *testing.T
+	dir      string
+	device   string        // the volume's local state
+	mnt      string        // the mountpoint
+	ticket   string        // file
+	words    string        // file
+	patience time.Duration // of nodes with silent ones, before they make up for them
+	nodes    []*node
+	mount    *process // nil while there is none
+	mounts   int      // so far
 }
 
 // node is a storage node, running or not.
@@ -49,19 +50,23 @@ type node struct {
 
 // newCluster makes a volume and starts count nodes for it, each a process with
 // a host label of its own. Nothing is mounted yet.
-func newCluster(t *testing.T, policy string, count int) *cluster {
+func newCluster(t *testing.T, policy string, count int, options ...func(*cluster)) *cluster {
 	t.Helper()
-	return newClusterAt(t, "", policy, count)
+	return newClusterAt(t, "", policy, count, options...)
 }
 
 // newClusterAt is newCluster with the volume's local state in a directory of
 // another disk.
-func newClusterAt(t *testing.T, device, policy string, count int) *cluster {
+func newClusterAt(t *testing.T, device, policy string, count int, options ...func(*cluster)) *cluster {
 	t.Helper()
 	dir := filepath.Join(os.Getenv(directoryVariable), t.Name())
 	c := &cluster{
 		t: t, dir: dir, device: cmp.Or(device, filepath.Join(dir, "device")), mnt: filepath.Join(dir, "mnt"),
 		ticket: filepath.Join(dir, "secret", "ticket"), words: filepath.Join(dir, "secret", "words"),
+		patience: deadAfter,
+	}
+	for _, o := range options {
+		o(c)
 	}
 	for _, d := range []string{"mnt", "log", "nodes", "secret"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
@@ -138,7 +143,7 @@ func (c *cluster) startNode(i int) {
 	}
 	args := []string{
 		program("defs"), "node", "--data", n.dir, "--join", "@" + c.ticket, "--listen", "/ip4/127.0.0.1/tcp/0", "--host", fmt.Sprint("host-", i),
-		"--suspect-after", suspectAfter.String(), "--dead-after", deadAfter.String(), "--copy-after", deadAfter.String(), "--dial-timeout", dialTimeout.String(),
+		"--suspect-after", suspectAfter.String(), "--dead-after", c.patience.String(), "--copy-after", c.patience.String(), "--dial-timeout", dialTimeout.String(),
 	}
 	if i > 0 {
 		args = append(args, "--peers", "@"+filepath.Join(c.nodes[0].dir, "addrs"))

@@ -21,15 +21,23 @@ const (
 	countersMax = 4096           // peers remembered before departed ones are forgotten
 )
 
-// lock returns the stripe's lock as stored.
-func (n *Node) lock(blind [32]byte) (seal.Lock, error) {
+// wireLock returns the stripe's lock as stored.
+func (n *Node) wireLock(blind [32]byte) (*wire.Lock, error) {
 	_, b, err := n.store.Lock(blind)
 	if err != nil {
-		return seal.Lock{}, err
+		return nil, err
 	}
 	l := new(wire.Lock)
 	if err := proto.Unmarshal(b, l); err != nil {
-		return seal.Lock{}, fmt.Errorf("stored lock: %w: %w", shardstore.ErrCorrupt, err)
+		return nil, fmt.Errorf("stored lock: %w: %w", shardstore.ErrCorrupt, err)
+	}
+	return l, nil
+}
+
+func (n *Node) lock(blind [32]byte) (seal.Lock, error) {
+	l, err := n.wireLock(blind)
+	if err != nil {
+		return seal.Lock{}, err
 	}
 	return sealLock(l), nil
 }

@@ -1,5 +1,6 @@
 // Package node is a storage node: it keeps shards for others, copies them to
-// partners, keeps index records and heads, and answers lookups.
+// partners, keeps index records and heads, rebuilds what the stripes of these
+// records have lost, and answers lookups.
 //
 //	n, err := node.New(node.Options{Store: store, Transport: host})
 //	go n.Run(ctx)

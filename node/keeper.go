@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/placement"
@@ -52,10 +54,19 @@ func (n *Node) keep(ctx context.Context, from p2p.Peer, r *wire.IndexRecord) err
 	if err := r.Verify(); err != nil {
 		return invalid("%v", err)
 	}
-	if from.Member.Role != p2p.RoleNode {
-		r.Moves = nil // moves are for keepers to hand over
-	}
 	blind := [32]byte(r.Manifest.Blind)
+	if moves := r.Moves; len(moves) > 0 {
+		r.Moves = nil
+		for _, move := range moves {
+			// Moves are for keepers to hand over, and hold where they can be seen.
+			if from.Member.Role != p2p.RoleNode {
+				continue
+			}
+			if move, err := n.checkMove(ctx, from.Member.ID, r, move); err == nil {
+				r.Move(move)
+			}
+		}
+	}
 	lock, err := n.checkLock(blind, r.Manifest.IndexKey, r.Lock)
 	if err != nil {
 		return err
@@ -114,8 +125,11 @@ func (n *Node) getIndex(op *wire.GetIndex) (*wire.GetIndexReply, error) {
 	return rep, nil
 }
 
-// moveHolder changes one holder of a stripe on the word of the node that holds
-// the shard now: the one that moves away, or its partner.
+// moveHolder changes one holder of a stripe. It is asked by a node that holds
+// the shard now, which moves away or has a new partner, or by another keeper
+// that has rebuilt the shard; that one's word counts only where the old holder
+// is gone. Nobody is believed about the new holder: it has to prove the shard.
+// So one node that lies moves nothing but its own record.
 func (n *Node) moveHolder(ctx context.Context, from placement.NodeID, op *wire.MoveHolder) error {
 	blind, err := stripeID(op.Blind)
 	if err != nil {
@@ -125,17 +139,21 @@ func (n *Node) moveHolder(ctx context.Context, from placement.NodeID, op *wire.M
 	if move == nil || len(move.From) > nodeIDBytesMax || len(move.To) > nodeIDBytesMax {
 		return invalid("a move needs its node ids")
 	}
+	r, err := n.index(blind)
+	if err != nil {
+		return err
+	}
+	if move, err = n.checkMove(ctx, from, r, move); err != nil {
+		return err
+	}
 	return n.store.UpdateIndex(ctx, blind, func(b []byte) ([]byte, error) {
 		r := new(wire.IndexRecord)
 		if err := proto.Unmarshal(b, r); err != nil {
 			return nil, errors.Join(shardstore.ErrCorrupt, err)
 		}
-		holders := r.CurrentHolders()
-		i := slices.IndexFunc(holders, func(h *wire.Holder) bool { return h.Index == move.Index })
-		if i < 0 || from != placement.NodeID(holders[i].Primary) && from != placement.NodeID(holders[i].Mirror) {
-			return nil, denied("only a holder of the shard may move it")
-		}
-		if role := holders[i].Primary; !move.Mirror && role == move.To || move.Mirror && holders[i].Mirror == move.To {
+		if slices.ContainsFunc(r.CurrentHolders(), func(h *wire.Holder) bool {
+			return h.Index == move.Index && (!move.Mirror && h.Primary == move.To || move.Mirror && h.Mirror == move.To)
+		}) {
 			return nil, nil // told twice
 		}
 		if !r.Move(move) {
@@ -143,6 +161,37 @@ func (n *Node) moveHolder(ctx context.Context, from placement.NodeID, op *wire.M
 		}
 		return marshal(r)
 	})
+}
+
+// checkMove looks whether a move of a record's holders may be believed, and
+// returns it as it fits the record: a keeper may have missed earlier moves, so
+// that the holder which another one has replaced is not the one known here.
+func (n *Node) checkMove(ctx context.Context, from placement.NodeID, r *wire.IndexRecord, move *wire.HolderMove) (*wire.HolderMove, error) {
+	holders := r.CurrentHolders()
+	i := slices.IndexFunc(holders, func(h *wire.Holder) bool { return h.Index == move.Index })
+	if i < 0 {
+		return nil, denied("shard %d has no holder here", move.Index)
+	}
+	now, key := holders[i], shardstore.Key{Blind: [32]byte(r.Manifest.Blind), Index: uint8(move.Index)}
+	if from != placement.NodeID(now.Primary) && from != placement.NodeID(now.Mirror) {
+		if from != n.transport.Self() && !n.isKeeper(from, r.Manifest, r.Mirrored) {
+			return nil, denied("only a holder of the shard or a keeper may move it")
+		}
+		old := now.Primary
+		if move.Mirror {
+			old = now.Mirror
+		}
+		if old != "" && old != move.To && !n.without(ctx, placement.NodeID(old), key) {
+			return nil, denied("the holder that is to be replaced is there")
+		}
+		move = &wire.HolderMove{Index: move.Index, From: old, To: move.To, Mirror: move.Mirror}
+	}
+	if move.To != "" {
+		if err := n.proves(ctx, placement.NodeID(move.To), r.Manifest, key); err != nil {
+			return nil, denied("the new holder does not prove the shard: %v", err)
+		}
+	}
+	return move, nil
 }
 
 // poolNodes are the nodes that may be keepers, this one among them.
@@ -159,6 +208,47 @@ func (n *Node) poolNodes() []placement.NodeID {
 
 func keepers(blind [32]byte, m int, mirrored bool, pool []placement.NodeID) []placement.NodeID {
 	return placement.Keepers(blind, pool, placement.KeeperCount(m, mirrored, len(pool)))
+}
+
+// isKeeper says whether a node ranks as a keeper of a stripe, or nearly so:
+// views of the pool differ for a while after each change.
+func (n *Node) isKeeper(id placement.NodeID, m *wire.Manifest, mirrored bool) bool {
+	pool := n.poolNodes()
+	count := keeperNearness * placement.KeeperCount(int(m.GetM()), mirrored, len(pool))
+	return slices.Contains(placement.Keepers([32]byte(m.Blind), pool, count), id)
+}
+
+// without says whether a holder has been silent for long, or answers that it
+// does not have the shard.
+func (n *Node) without(ctx context.Context, id placement.NodeID, key shardstore.Key) bool {
+	if n.stillLost(id) {
+		return true
+	}
+	held, err := n.heldBy(ctx, id, []shardstore.Key{key})
+	return err == nil && !held[0]
+}
+
+// proves has a node show a random part of a shard that it is said to hold.
+func (n *Node) proves(ctx context.Context, id placement.NodeID, m *wire.Manifest, key shardstore.Key) error {
+	if id == n.transport.Self() {
+		if !n.store.Has(key) {
+			return shardstore.ErrNotFound
+		}
+		return nil
+	}
+	off := rand.IntN(int(m.ShardBytes))
+	rep, proof, err := n.call(ctx, id, &wire.Request{Op: &wire.Request_GetShard{GetShard: &wire.GetShard{
+		Blind: m.Blind, Index: uint32(key.Index), Offset: uint32(off), Length: 1,
+	}}}, nil)
+	if err != nil {
+		return err
+	}
+	columnHash := rep.GetGetShard().GetColumnHash()
+	if len(columnHash) != 32 {
+		return errors.New("reply without the column's hash")
+	}
+	var shown [1]byte
+	return erasure.VerifyRange([32]byte(m.Roots[key.Index]), [32]byte(columnHash), int(m.ShardBytes), off, 1, proof, shown[:])
 }
 
 // handover gives index records to the nodes that become keepers when the pool

@@ -206,7 +206,9 @@ func (n *Node) replaceCopy(ctx context.Context, key shardstore.Key, gone placeme
 	}
 	if record != nil {
 		move := &wire.HolderMove{Index: uint32(key.Index), From: string(gone), To: string(to), Mirror: isMirror(record, key.Index, gone)}
-		if err := n.tellKeepers(ctx, key.Blind, keeperIDs, move); err != nil {
+		// One is enough for now: the others get the record from it when keepers
+		// change, or see for themselves when they look after the stripe.
+		if _, err := n.tellKeepers(ctx, key.Blind, keeperIDs, move); err != nil {
 			return err
 		}
 	}
@@ -259,8 +261,33 @@ func (n *Node) findIndex(ctx context.Context, blind [32]byte, keeperIDs []placem
 // copyToNew copies a shard to a node that holds none of the stripe, on a host
 // that holds none if there is one.
 func (n *Node) copyToNew(ctx context.Context, key shardstore.Key, record *wire.IndexRecord) (placement.NodeID, error) {
+	takers := n.takers(record)
+	var last error
+	for range triesMax {
+		to, err := takers.next()
+		if err != nil {
+			return "", errors.Join(last, err)
+		}
+		if last = n.pushCopy(ctx, key, to); last == nil {
+			return to, nil
+		}
+		if errors.Is(last, shardstore.ErrCorrupt) || errors.Is(last, shardstore.ErrNotFound) {
+			return "", last
+		}
+	}
+	return "", last
+}
+
+// takers are the live nodes that may be given a shard of a stripe: they hold
+// none of it. Those apart from all live holders, by host, come first.
+type takers struct {
+	n          *Node
+	apart, any []placement.Node
+}
+
+func (n *Node) takers(record *wire.IndexRecord) *takers {
 	members := n.transport.Members()
-	holds := map[placement.NodeID]bool{}
+	holds := map[placement.NodeID]bool{n.transport.Self(): true}
 	for _, h := range record.CurrentHolders() {
 		holds[placement.NodeID(h.Primary)], holds[placement.NodeID(h.Mirror)] = true, true
 	}
@@ -270,7 +297,7 @@ func (n *Node) copyToNew(ctx context.Context, key shardstore.Key, record *wire.I
 			hosts[m.Host] = true
 		}
 	}
-	var apart, any []placement.Node
+	t := &takers{n: n}
 	for _, m := range members {
 		if m.Role != p2p.RoleNode || m.State != p2p.Alive || holds[m.ID] {
 			continue
@@ -279,35 +306,33 @@ func (n *Node) copyToNew(ctx context.Context, key shardstore.Key, record *wire.I
 			ID: m.ID, Host: m.Host, Subnet: m.Subnet, Zone: m.Zone, CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes,
 			LatencyMs: float64(m.RTT) / float64(time.Millisecond), Uptime: 1, Alive: true,
 		}
-		any = append(any, node)
+		t.any = append(t.any, node)
 		if !hosts[m.Host] {
-			apart = append(apart, node)
+			t.apart = append(t.apart, node)
 		}
 	}
-	last := errors.New("no node is eligible")
-	for range triesMax {
-		from := &apart
-		if len(apart) == 0 {
-			from = &any
-		}
-		n.mirrors.mu.Lock()
-		pairs, err := placement.Choose(n.mirrors.rng, *from, 1, false)
-		n.mirrors.mu.Unlock()
-		if err != nil {
-			return "", errors.Join(last, err)
-		}
-		to := pairs[0].Primary
-		if last = n.pushCopy(ctx, key, to); last == nil {
-			return to, nil
-		}
-		if errors.Is(last, shardstore.ErrCorrupt) || errors.Is(last, shardstore.ErrNotFound) {
-			return "", last
-		}
-		tried := func(x placement.Node) bool { return x.ID == to }
-		apart, any = slices.DeleteFunc(apart, tried), slices.DeleteFunc(any, tried)
-	}
-	return "", last
+	return t
 }
+
+// next draws one by score; none is drawn twice.
+func (t *takers) next() (placement.NodeID, error) {
+	from := t.apart
+	if len(from) == 0 {
+		from = t.any
+	}
+	t.n.mirrors.mu.Lock()
+	pairs, err := placement.Choose(t.n.mirrors.rng, from, 1, false)
+	t.n.mirrors.mu.Unlock()
+	if err != nil {
+		return "", errNoTaker
+	}
+	to := pairs[0].Primary
+	drawn := func(x placement.Node) bool { return x.ID == to }
+	t.apart, t.any = slices.DeleteFunc(t.apart, drawn), slices.DeleteFunc(t.any, drawn)
+	return to, nil
+}
+
+var errNoTaker = errors.New("no node is eligible")
 
 // pushCopy sends a shard with its lock, and its commit if it has one.
 func (n *Node) pushCopy(ctx context.Context, key shardstore.Key, to placement.NodeID) error {
@@ -319,13 +344,9 @@ func (n *Node) pushCopy(ctx context.Context, key shardstore.Key, to placement.No
 	if err := proto.Unmarshal(r.Manifest, m); err != nil {
 		return n.readError(key, errors.Join(shardstore.ErrCorrupt, err))
 	}
-	_, b, err := n.store.Lock(key.Blind)
+	lock, err := n.wireLock(key.Blind)
 	if err != nil {
 		return err
-	}
-	lock := new(wire.Lock)
-	if err := proto.Unmarshal(b, lock); err != nil {
-		return errors.Join(shardstore.ErrCorrupt, err)
 	}
 	body := append(append(make([]byte, 0, len(r.Column)+len(r.Coded)), r.Column[:]...), r.Coded...)
 	_, _, err = n.call(ctx, to, &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
@@ -340,19 +361,13 @@ func (n *Node) pushCopy(ctx context.Context, key shardstore.Key, to placement.No
 	return err
 }
 
-// tellKeepers tells all keepers of a move; one that took it is enough for now,
-// the others get the record from it when they ask or when keepers change.
-func (n *Node) tellKeepers(ctx context.Context, blind [32]byte, keeperIDs []placement.NodeID, move *wire.HolderMove) error {
+// tellKeepers tells all keepers of a move and returns how many took it, with an
+// error where none did.
+func (n *Node) tellKeepers(ctx context.Context, blind [32]byte, keeperIDs []placement.NodeID, move *wire.HolderMove) (took int, err error) {
 	var mu sync.Mutex
-	took, last := 0, errors.New("no keepers")
+	last := errors.New("no keepers")
 	each(len(keeperIDs), func(i int) {
-		op := &wire.MoveHolder{Blind: blind[:], Move: move}
-		var err error
-		if keeperIDs[i] == n.transport.Self() {
-			err = n.moveHolder(ctx, n.transport.Self(), op)
-		} else {
-			_, _, err = n.call(ctx, keeperIDs[i], &wire.Request{Op: &wire.Request_MoveHolder{MoveHolder: op}}, nil)
-		}
+		err := n.tellKeeper(ctx, blind, keeperIDs[i], move)
 		mu.Lock()
 		defer mu.Unlock()
 		if err == nil {
@@ -362,9 +377,34 @@ func (n *Node) tellKeepers(ctx context.Context, blind [32]byte, keeperIDs []plac
 		}
 	})
 	if took == 0 {
-		return fmt.Errorf("tell keepers of a move: %w", last)
+		return 0, fmt.Errorf("tell keepers of a move: %w", last)
 	}
-	return nil
+	return took, nil
+}
+
+// tellKeeper tells one keeper of a move; one that is new gets the index record
+// first, where it is kept here.
+func (n *Node) tellKeeper(ctx context.Context, blind [32]byte, id placement.NodeID, move *wire.HolderMove) error {
+	op := &wire.MoveHolder{Blind: blind[:], Move: move}
+	if id == n.transport.Self() {
+		return n.moveHolder(ctx, id, op)
+	}
+	tell := func() error {
+		_, _, err := n.call(ctx, id, &wire.Request{Op: &wire.Request_MoveHolder{MoveHolder: op}}, nil)
+		return err
+	}
+	err := tell()
+	if p2p.StatusOf(err) != wire.Status_STATUS_NOT_FOUND {
+		return err
+	}
+	record, indexErr := n.index(blind)
+	if indexErr != nil {
+		return err
+	}
+	if _, _, err := n.call(ctx, id, &wire.Request{Op: &wire.Request_PutIndex{PutIndex: &wire.PutIndex{Records: []*wire.IndexRecord{record}}}}, nil); err != nil {
+		return err
+	}
+	return tell()
 }
 
 // compare exchanges inventories with a partner. A difference that lasts for

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/placement"
@@ -47,6 +48,10 @@ type Node struct {
 	lookups chan lookup
 	mirrors mirrors
 
+	repairs  repairs
+	rebuilds *semaphore.Weighted // bytes of shards being rebuilt
+	codes    erasure.Codes
+
 	mu      sync.Mutex // guards what follows
 	cancel  context.CancelFunc
 	done    chan struct{} // of Run; nil before it
@@ -67,11 +72,13 @@ func New(o Options) (*Node, error) {
 	n := &Node{
 		o: o, store: o.Store, transport: o.Transport, log: o.Logger,
 		putBytes: semaphore.NewWeighted(o.PutBytesMax), readBytes: semaphore.NewWeighted(o.ReadBytesMax),
-		answers: rate.NewLimiter(rate.Limit(o.AnswersPerSecond), lookupQueueMax), answered: answered,
+		rebuilds: semaphore.NewWeighted(rebuildBytes),
+		answers:  rate.NewLimiter(rate.Limit(o.AnswersPerSecond), lookupQueueMax), answered: answered,
 		heals: make(chan shardstore.Key, healQueueMax), lookups: make(chan lookup, lookupQueueMax),
 	}
 	n.counters.peers = map[placement.NodeID]*window{}
 	n.stripes.busy = map[[32]byte]reservation{}
+	n.repairs.broken = map[[32]byte]*repair{}
 	n.mirrors.init()
 	n.announceUsage()
 	o.Transport.OnBroadcast(n.enqueueLookup)
@@ -102,6 +109,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { every(ctx, usageInterval, n.announceUsage) })
 	wg.Go(func() { every(ctx, n.o.MirrorInterval, func() { n.mirrorRound(ctx) }) })
 	wg.Go(func() { n.handover(ctx) })
+	wg.Go(func() { every(ctx, n.o.RepairInterval, func() { n.repairRound(ctx) }) })
 	wg.Wait()
 	return nil
 }

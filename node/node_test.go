@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,9 +31,28 @@ func testLogger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(io.Discard, nil))
 }
 
+// logText collects what nodes log.
+type logText struct {
+	mu   sync.Mutex
+	text bytes.Buffer // guarded by mu
+}
+
+func (l *logText) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logText) has(words string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return bytes.Contains(l.text.Bytes(), []byte(words))
+}
+
 // pool is some nodes and one device on a network in memory.
 type pool struct {
 	t      testing.TB
+	log    *logText // of all nodes
 	net    *memnet.Network
 	nodes  map[placement.NodeID]*member
 	device *memnet.Node
@@ -51,28 +71,34 @@ type member struct {
 func nodeID(i int) placement.NodeID { return placement.NodeID(fmt.Sprintf("node%02d", i)) }
 
 func newPool(t testing.TB, nodes int) *pool {
-	p := &pool{t: t, net: memnet.New(), nodes: map[placement.NodeID]*member{}}
+	p := &pool{t: t, log: &logText{}, net: memnet.New(), nodes: map[placement.NodeID]*member{}}
 	p.device = p.net.Add(p2p.Member{ID: "device", Role: p2p.RoleDevice})
 	for i := range nodes {
 		p.add(nodeID(i))
 	}
-	t.Cleanup(func() { p.device.Close() })
+	t.Cleanup(func() {
+		p.device.Close()
+		if t.Failed() {
+			t.Logf("what the nodes logged:\n%s", p.log.text.Bytes())
+		}
+	})
 	return p
 }
 
 func (p *pool) add(id placement.NodeID) {
-	m := startMember(p.t, p.net.Add(p2p.Member{ID: id, Role: p2p.RoleNode, Host: "host of " + string(id), CapacityBytes: 1 << 30}), p.t.TempDir())
+	m := startMember(p.t, p.net.Add(p2p.Member{ID: id, Role: p2p.RoleNode, Host: "host of " + string(id), CapacityBytes: 1 << 30}), p.t.TempDir(), slog.New(slog.NewTextHandler(p.log, nil)))
 	p.nodes[id] = m
 }
 
-func startMember(t testing.TB, transport p2p.Transport, dir string) *member {
-	store, err := shardstore.Open(shardstore.Options{Dir: dir, CapacityBytes: 1 << 30, Logger: testLogger()})
+func startMember(t testing.TB, transport p2p.Transport, dir string, log *slog.Logger) *member {
+	store, err := shardstore.Open(shardstore.Options{Dir: dir, CapacityBytes: 1 << 30, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	n, err := New(Options{
-		Store: store, Transport: transport, Logger: testLogger(),
+		Store: store, Transport: transport, Logger: log,
 		MirrorInterval: 20 * time.Millisecond, HandoverDelay: 40 * time.Millisecond, CallTimeout: 2 * time.Second,
+		RepairInterval: 20 * time.Millisecond, CensusInterval: 200 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

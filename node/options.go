@@ -25,6 +25,8 @@ type Options struct {
 	MirrorInterval   time.Duration // between looks at the partners; default 30 s
 	CopyAfter        time.Duration // silence after which a partner's shards are copied elsewhere; default 5 min
 	HandoverDelay    time.Duration // how long the pool must be the same before index records move; default 1 min
+	RepairInterval   time.Duration // between looks at the stripes whose index records are kept here; default 30 s
+	CensusInterval   time.Duration // between questions to all holders whether they have their shards; default 1 h
 	AnswersPerSecond float64       // lookups answered; default 50
 
 	Now    func() time.Time // default time.Now
@@ -41,6 +43,8 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.MirrorInterval, 30*time.Second)
 	setDefault(&o.CopyAfter, 5*time.Minute)
 	setDefault(&o.HandoverDelay, time.Minute)
+	setDefault(&o.RepairInterval, 30*time.Second)
+	setDefault(&o.CensusInterval, time.Hour)
 	setDefault(&o.AnswersPerSecond, 50)
 	setDefault(&o.Logger, slog.Default())
 	if o.Now == nil {
@@ -73,7 +77,7 @@ func (o *Options) Validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"BusyAfter": o.BusyAfter, "CallTimeout": o.CallTimeout, "MirrorInterval": o.MirrorInterval,
-		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay,
+		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay, "RepairInterval": o.RepairInterval, "CensusInterval": o.CensusInterval,
 	} {
 		if d < 0 {
 			bad("%s is %v: use a positive duration", name, d)

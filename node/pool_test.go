@@ -74,10 +74,14 @@ func TestIndexRecords(t *testing.T) {
 }
 
 func TestMoveHolder(t *testing.T) {
-	p := newPool(t, 3)
+	p := newPool(t, 5)
 	keeper := nodeID(0)
 	s := newStripe(t, 1, 1, 16<<10)
-	n1, n2, n3 := string(nodeID(1)), string(nodeID(2)), "node03"
+	n1, n2, n3, n4 := string(nodeID(1)), string(nodeID(2)), string(nodeID(3)), string(nodeID(4))
+	for _, id := range []string{n1, n3} {
+		p.mustPut(placement.NodeID(id), s, 0, "")
+	}
+	p.mustPut(nodeID(2), s, 1, "")
 	if st := p.putIndex(keeper, s.record(1, &wire.Holder{Index: 0, Primary: n1, Mirror: n3}, &wire.Holder{Index: 1, Primary: n2})); st != 0 {
 		t.Fatal(st)
 	}
@@ -86,14 +90,18 @@ func TestMoveHolder(t *testing.T) {
 		return p2p.StatusOf(err)
 	}
 	t1, t2 := p.nodes[nodeID(1)].transport, p.nodes[nodeID(2)].transport
-	away := &wire.HolderMove{Index: 0, From: n3, To: "node04", Mirror: true}
+	away := &wire.HolderMove{Index: 0, From: n3, To: n4, Mirror: true}
+	if st := move(t1, away); st != wire.Status_STATUS_DENIED {
+		t.Fatalf("to a node that does not have the shard: %v", st)
+	}
+	p.mustPut(nodeID(4), s, 0, "")
 	for name, st := range map[string]wire.Status{
-		"by the device":                  move(p.device, away),
-		"by a holder of another shard":   move(t2, away),
-		"from who does not hold it":      move(t1, &wire.HolderMove{Index: 0, From: "node07", To: "node04", Mirror: true}),
-		"to a holder of the stripe":      move(t1, &wire.HolderMove{Index: 0, From: n3, To: n2, Mirror: true}),
-		"of a shard that does not exist": move(t1, &wire.HolderMove{Index: 9, From: n3, To: "node04", Mirror: true}),
-		"without a primary afterwards":   move(t1, &wire.HolderMove{Index: 0, From: n1, To: ""}),
+		"by the device":                          move(p.device, away),
+		"by a keeper, from a holder that has it": move(t2, away),
+		"from who does not hold it":              move(t1, &wire.HolderMove{Index: 0, From: "node07", To: n4, Mirror: true}),
+		"to a holder of the stripe":              move(t1, &wire.HolderMove{Index: 0, From: n3, To: n2, Mirror: true}),
+		"of a shard that does not exist":         move(t1, &wire.HolderMove{Index: 9, From: n3, To: n4, Mirror: true}),
+		"without a primary afterwards":           move(t1, &wire.HolderMove{Index: 0, From: n1, To: ""}),
 	} {
 		if st != wire.Status_STATUS_DENIED {
 			t.Errorf("%s: %v", name, st)
@@ -105,7 +113,7 @@ func TestMoveHolder(t *testing.T) {
 	if st := move(t1, away); st != 0 {
 		t.Fatalf("told twice: %v", st)
 	}
-	if h := p.getIndex(keeper, s).CurrentHolders()[0]; h.Primary != n1 || h.Mirror != "node04" {
+	if h := p.getIndex(keeper, s).CurrentHolders()[0]; h.Primary != n1 || h.Mirror != n4 {
 		t.Fatal(h)
 	}
 	// The owner's next record replaces all moves.
@@ -374,7 +382,7 @@ func TestRealHosts(t *testing.T) {
 	var nodes []*member
 	for range 2 {
 		h, dir := host(p2p.RoleNode)
-		nodes = append(nodes, startMember(t, h, filepath.Join(dir, "store")))
+		nodes = append(nodes, startMember(t, h, filepath.Join(dir, "store"), testLogger()))
 	}
 	device, _ := host(p2p.RoleDevice)
 	defer device.Close()

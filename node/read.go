@@ -15,7 +15,7 @@ import (
 )
 
 // getShard answers a range of coded bytes with its proof, or the whole body to
-// the shard's partner.
+// the shard's partner and the stripe's keepers.
 func (n *Node) getShard(ctx context.Context, from p2p.Peer, op *wire.GetShard) (*wire.GetShardReply, []byte, error) {
 	key, err := shardKey(op.Blind, op.Index)
 	if err != nil {
@@ -54,13 +54,16 @@ func (n *Node) getShard(ctx context.Context, from p2p.Peer, op *wire.GetShard) (
 	columnHash := erasure.ColumnHash(r.Column[:])
 	rep := &wire.GetShardReply{ColumnHash: columnHash[:]}
 	if op.Whole {
-		if r.Partner == "" || placement.NodeID(r.Partner) != from.Member.ID {
-			return nil, nil, denied("whole shards go to the shard's partner only")
-		}
 		rep.Manifest = new(wire.Manifest)
 		if err := proto.Unmarshal(r.Manifest, rep.Manifest); err != nil {
 			return nil, nil, n.readError(key, errors.Join(shardstore.ErrCorrupt, err))
 		}
+		partner := r.Partner != "" && placement.NodeID(r.Partner) == from.Member.ID
+		// Who ranks as keeper of the stripe if it is mirrored does so if it is not.
+		if !partner && !n.isKeeper(from.Member.ID, rep.Manifest, true) {
+			return nil, nil, denied("whole shards go to the shard's partner and the stripe's keepers only")
+		}
+		rep.Commit = r.Proof
 		return rep, append(append(make([]byte, 0, len(r.Column)+len(r.Coded)), r.Column[:]...), r.Coded...), nil
 	}
 	if length == 0 {

@@ -71,14 +71,13 @@ func UnmarshalBundle(data []byte) (*Bundle, error) {
 
 // StripeKeys are the keys of one stripe. They are derived, never stored.
 type StripeKeys struct {
-	Index  ed25519.PrivateKey    // signs manifest, holders and commit
-	Blind  erasure.BlindID       // the name under which nodes know the stripe
-	Lock   *secp256k1.PrivateKey // opens the lock of this version
-	Repair [32]byte              // weaker key, for keepers: reads for repair
+	Index ed25519.PrivateKey    // signs manifest, holders and commit
+	Blind erasure.BlindID       // the name under which nodes know the stripe
+	Lock  *secp256k1.PrivateKey // opens the lock of this version
 }
 
 // StripeKeys derives the keys of a stripe at a lock version (from
-// FirstLockVersion). Lock and Repair change with the version; Index and Blind
+// FirstLockVersion). Lock changes with the version; Index and Blind
 // do not, because shards and keepers are found by them.
 func (b *Bundle) StripeKeys(id erasure.StripeID, version uint32) (*StripeKeys, error) {
 	indexSeed := b.stripeKey("defs stripe index v1", id, 0)
@@ -90,10 +89,9 @@ func (b *Bundle) StripeKeys(id erasure.StripeID, version uint32) (*StripeKeys, e
 		return nil, fmt.Errorf("seal: derive lock key of stripe %x: %w: not a key of the curve; use a new stripe id", id[:], ErrInvalid)
 	}
 	return &StripeKeys{
-		Index:  index,
-		Blind:  BlindOf(index.Public().(ed25519.PublicKey)),
-		Lock:   secp256k1.NewPrivateKey(&scalar),
-		Repair: b.stripeKey("defs stripe repair v1", id, version),
+		Index: index,
+		Blind: BlindOf(index.Public().(ed25519.PublicKey)),
+		Lock:  secp256k1.NewPrivateKey(&scalar),
 	}, nil
 }
 

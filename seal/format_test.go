@@ -24,7 +24,6 @@ const (
 	exampleIndex      = "69135688f714c68e04b6798a21bbad75b193ccefdf2bc68bca8187f2fb6e4655"
 	exampleBlind      = "1b1692ad72091365ff7e9ae2a10b563d8a3f54ba8c1730eb2f60b27293341556"
 	exampleLockKey    = "03a18d329832bb48ed243812ebfef0bedef1b40c75f02d034165fd688428749e41"
-	exampleRepair     = "c229353f85daa3de1921c7d3fd28b25e8a6223bb33499cf5753ef98f5108f98b"
 	exampleScript     = "76a914022032d960d48076c312c31eeee166489b99820688ac"
 	exampleLockSig    = "4b70ee06bfc8fc586714a6490259d0cf83da412f09bee066268c9e1f4ac0d5d9d8b1e2e5828edb637d048de0ef7ba07b7f36174db7552ce972e9cb95e80da90c"
 	exampleDigest     = "6bf190549b1c6e3a90d718284abbf471a7d3a436755bfa256247bdfb63946f31"
@@ -113,7 +112,6 @@ func TestFormatExampleStripe(t *testing.T) {
 	expect(t, "index key", index, exampleIndex)
 	expect(t, "blind id", keys.Blind[:], exampleBlind)
 	expect(t, "lock key", keys.Lock.PubKey().SerializeCompressed(), exampleLockKey)
-	expect(t, "repair key", keys.Repair[:], exampleRepair)
 
 	lock := Lock{Version: FirstLockVersion, Script: unhex(t, exampleScript), PrevSig: unhex(t, exampleLockSig)}
 	if err := lock.VerifyFirst(index); err != nil {

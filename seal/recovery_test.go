@@ -152,16 +152,16 @@ func TestStripeKeys(t *testing.T) {
 		return k
 	}
 	a, again, relocked, other := keys(1, 1), keys(1, 1), keys(1, 2), keys(2, 1)
-	if !a.Index.Equal(again.Index) || a.Blind != again.Blind || a.Lock.Key != again.Lock.Key || a.Repair != again.Repair {
+	if !a.Index.Equal(again.Index) || a.Blind != again.Blind || a.Lock.Key != again.Lock.Key {
 		t.Error("the same stripe gives other keys")
 	}
 	if !a.Index.Equal(relocked.Index) || a.Blind != relocked.Blind {
 		t.Error("a relocked stripe is no longer found")
 	}
-	if a.Lock.Key == relocked.Lock.Key || a.Repair == relocked.Repair {
+	if a.Lock.Key == relocked.Lock.Key {
 		t.Error("a relocked stripe keeps its old key")
 	}
-	if a.Blind == other.Blind || a.Lock.Key == other.Lock.Key || a.Repair == other.Repair {
+	if a.Blind == other.Blind || a.Lock.Key == other.Lock.Key {
 		t.Error("two stripes share a key")
 	}
 	if a.Blind != BlindOf(a.Index.Public().(ed25519.PublicKey)) {

@@ -67,10 +67,8 @@ func (s *Store) Mend(ctx context.Context, id erasure.StripeID, old metastore.Str
 	if err != nil {
 		return old, err
 	}
-	if info.Mirrored {
-		// Partners may have moved copies.
-		adopt(&info, &copies{}, s.askKeepers(ctx, keys.Blind, &info))
-	}
+	// Partners and keepers may have moved copies, or mended the stripe already.
+	adopt(&info, &copies{}, s.askKeepers(ctx, keys.Blind, &info))
 	state := make(map[string]bool) // of members: not dead
 	for _, m := range s.t.Members() {
 		state[string(m.ID)] = m.State != p2p.Dead

@@ -6,7 +6,7 @@
 // versions:
 // 	protoc-gen-go v1.36.11
 // 	protoc        v3.21.12
-// source: p2p/wire/defs.proto
+// source: defs.proto
 
 package wire
 
@@ -73,11 +73,11 @@ func (x Status) String() string {
 }
 
 func (Status) Descriptor() protoreflect.EnumDescriptor {
-	return file_p2p_wire_defs_proto_enumTypes[0].Descriptor()
+	return file_defs_proto_enumTypes[0].Descriptor()
 }
 
 func (Status) Type() protoreflect.EnumType {
-	return &file_p2p_wire_defs_proto_enumTypes[0]
+	return &file_defs_proto_enumTypes[0]
 }
 
 func (x Status) Number() protoreflect.EnumNumber {
@@ -86,7 +86,7 @@ func (x Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Status.Descriptor instead.
 func (Status) EnumDescriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{0}
+	return file_defs_proto_rawDescGZIP(), []int{0}
 }
 
 type Request struct {
@@ -118,7 +118,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[0]
+	mi := &file_defs_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -130,7 +130,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[0]
+	mi := &file_defs_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -143,7 +143,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{0}
+	return file_defs_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Request) GetVersion() uint32 {
@@ -440,7 +440,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[1]
+	mi := &file_defs_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +452,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[1]
+	mi := &file_defs_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +465,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{1}
+	return file_defs_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Reply) GetVersion() uint32 {
@@ -735,7 +735,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[2]
+	mi := &file_defs_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +747,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[2]
+	mi := &file_defs_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +760,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{2}
+	return file_defs_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Manifest) GetVersion() uint32 {
@@ -830,7 +830,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[3]
+	mi := &file_defs_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +842,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[3]
+	mi := &file_defs_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +855,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{3}
+	return file_defs_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Lock) GetVersion() uint32 {
@@ -890,7 +890,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[4]
+	mi := &file_defs_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +902,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[4]
+	mi := &file_defs_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +915,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{4}
+	return file_defs_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Holder) GetIndex() uint32 {
@@ -954,7 +954,7 @@ type IndexRecord struct {
 
 func (x *IndexRecord) Reset() {
 	*x = IndexRecord{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[5]
+	mi := &file_defs_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +966,7 @@ func (x *IndexRecord) String() string {
 func (*IndexRecord) ProtoMessage() {}
 
 func (x *IndexRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[5]
+	mi := &file_defs_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +979,7 @@ func (x *IndexRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IndexRecord.ProtoReflect.Descriptor instead.
 func (*IndexRecord) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{5}
+	return file_defs_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *IndexRecord) GetManifest() *Manifest {
@@ -1043,7 +1043,7 @@ type HolderMove struct {
 
 func (x *HolderMove) Reset() {
 	*x = HolderMove{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[6]
+	mi := &file_defs_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1055,7 @@ func (x *HolderMove) String() string {
 func (*HolderMove) ProtoMessage() {}
 
 func (x *HolderMove) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[6]
+	mi := &file_defs_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1068,7 @@ func (x *HolderMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HolderMove.ProtoReflect.Descriptor instead.
 func (*HolderMove) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{6}
+	return file_defs_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HolderMove) GetIndex() uint32 {
@@ -1115,7 +1115,7 @@ type PutShard struct {
 
 func (x *PutShard) Reset() {
 	*x = PutShard{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[7]
+	mi := &file_defs_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1127,7 @@ func (x *PutShard) String() string {
 func (*PutShard) ProtoMessage() {}
 
 func (x *PutShard) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[7]
+	mi := &file_defs_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1140,7 @@ func (x *PutShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutShard.ProtoReflect.Descriptor instead.
 func (*PutShard) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{7}
+	return file_defs_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PutShard) GetManifest() *Manifest {
@@ -1201,7 +1201,7 @@ type PutShardReply struct {
 
 func (x *PutShardReply) Reset() {
 	*x = PutShardReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[8]
+	mi := &file_defs_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1213,7 @@ func (x *PutShardReply) String() string {
 func (*PutShardReply) ProtoMessage() {}
 
 func (x *PutShardReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[8]
+	mi := &file_defs_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1226,7 @@ func (x *PutShardReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutShardReply.ProtoReflect.Descriptor instead.
 func (*PutShardReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{8}
+	return file_defs_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PutShardReply) GetMirrored() bool {
@@ -1238,8 +1238,9 @@ func (x *PutShardReply) GetMirrored() bool {
 
 // GetShard reads coded bytes [offset, offset+length) with a proof; whole 16
 // KiB groups are returned. length 0 means to the end. With whole set the reply
-// body is the complete shard body (column included), to heal the other copy:
-// granted only to the node that the shard's record names as partner.
+// body is the complete shard body (column included), to heal the other copy or
+// to rebuild another shard: granted only to the node that the shard's record
+// names as partner, and to the stripe's keepers.
 type GetShard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blind         []byte                 `protobuf:"bytes,1,opt,name=blind,proto3" json:"blind,omitempty"`
@@ -1253,7 +1254,7 @@ type GetShard struct {
 
 func (x *GetShard) Reset() {
 	*x = GetShard{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[9]
+	mi := &file_defs_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1266,7 @@ func (x *GetShard) String() string {
 func (*GetShard) ProtoMessage() {}
 
 func (x *GetShard) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[9]
+	mi := &file_defs_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1279,7 @@ func (x *GetShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShard.ProtoReflect.Descriptor instead.
 func (*GetShard) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{9}
+	return file_defs_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetShard) GetBlind() []byte {
@@ -1321,13 +1322,14 @@ type GetShardReply struct {
 	ColumnHash    []byte                 `protobuf:"bytes,1,opt,name=column_hash,json=columnHash,proto3" json:"column_hash,omitempty"`  // BLAKE3(column)
 	ProofBytes    uint32                 `protobuf:"varint,2,opt,name=proof_bytes,json=proofBytes,proto3" json:"proof_bytes,omitempty"` // the body is the proof of a bao slice; 0: all coded bytes, without proof
 	Manifest      *Manifest              `protobuf:"bytes,3,opt,name=manifest,proto3" json:"manifest,omitempty"`                        // with whole only
+	Commit        []byte                 `protobuf:"bytes,4,opt,name=commit,proto3" json:"commit,omitempty"`                            // with whole only: the signature that made the shard permanent; empty while it is provisional
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetShardReply) Reset() {
 	*x = GetShardReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[10]
+	mi := &file_defs_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1341,7 @@ func (x *GetShardReply) String() string {
 func (*GetShardReply) ProtoMessage() {}
 
 func (x *GetShardReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[10]
+	mi := &file_defs_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1354,7 @@ func (x *GetShardReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardReply.ProtoReflect.Descriptor instead.
 func (*GetShardReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{10}
+	return file_defs_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetShardReply) GetColumnHash() []byte {
@@ -1376,6 +1378,13 @@ func (x *GetShardReply) GetManifest() *Manifest {
 	return nil
 }
 
+func (x *GetShardReply) GetCommit() []byte {
+	if x != nil {
+		return x.Commit
+	}
+	return nil
+}
+
 // Authorization proves the right to act on a shard: an unlocking script over
 // (operation, blind, index, node, connection nonce, expiry, counter).
 type Authorization struct {
@@ -1389,7 +1398,7 @@ type Authorization struct {
 
 func (x *Authorization) Reset() {
 	*x = Authorization{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[11]
+	mi := &file_defs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1410,7 @@ func (x *Authorization) String() string {
 func (*Authorization) ProtoMessage() {}
 
 func (x *Authorization) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[11]
+	mi := &file_defs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1423,7 @@ func (x *Authorization) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authorization.ProtoReflect.Descriptor instead.
 func (*Authorization) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{11}
+	return file_defs_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Authorization) GetExpiry() int64 {
@@ -1447,7 +1456,7 @@ type GetColumns struct {
 
 func (x *GetColumns) Reset() {
 	*x = GetColumns{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[12]
+	mi := &file_defs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1468,7 @@ func (x *GetColumns) String() string {
 func (*GetColumns) ProtoMessage() {}
 
 func (x *GetColumns) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[12]
+	mi := &file_defs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1481,7 @@ func (x *GetColumns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetColumns.ProtoReflect.Descriptor instead.
 func (*GetColumns) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{12}
+	return file_defs_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetColumns) GetRequests() []*ColumnRequest {
@@ -1493,7 +1502,7 @@ type ColumnRequest struct {
 
 func (x *ColumnRequest) Reset() {
 	*x = ColumnRequest{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[13]
+	mi := &file_defs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1514,7 @@ func (x *ColumnRequest) String() string {
 func (*ColumnRequest) ProtoMessage() {}
 
 func (x *ColumnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[13]
+	mi := &file_defs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1527,7 @@ func (x *ColumnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ColumnRequest.ProtoReflect.Descriptor instead.
 func (*ColumnRequest) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{13}
+	return file_defs_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ColumnRequest) GetBlind() []byte {
@@ -1551,7 +1560,7 @@ type GetColumnsReply struct {
 
 func (x *GetColumnsReply) Reset() {
 	*x = GetColumnsReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[14]
+	mi := &file_defs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1572,7 @@ func (x *GetColumnsReply) String() string {
 func (*GetColumnsReply) ProtoMessage() {}
 
 func (x *GetColumnsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[14]
+	mi := &file_defs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1585,7 @@ func (x *GetColumnsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetColumnsReply.ProtoReflect.Descriptor instead.
 func (*GetColumnsReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{14}
+	return file_defs_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetColumnsReply) GetColumns() []*Column {
@@ -1597,7 +1606,7 @@ type Column struct {
 
 func (x *Column) Reset() {
 	*x = Column{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[15]
+	mi := &file_defs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1618,7 @@ func (x *Column) String() string {
 func (*Column) ProtoMessage() {}
 
 func (x *Column) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[15]
+	mi := &file_defs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1631,7 @@ func (x *Column) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Column.ProtoReflect.Descriptor instead.
 func (*Column) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{15}
+	return file_defs_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Column) GetStatus() Status {
@@ -1656,7 +1665,7 @@ type ShardRef struct {
 
 func (x *ShardRef) Reset() {
 	*x = ShardRef{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[16]
+	mi := &file_defs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1677,7 @@ func (x *ShardRef) String() string {
 func (*ShardRef) ProtoMessage() {}
 
 func (x *ShardRef) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[16]
+	mi := &file_defs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1690,7 @@ func (x *ShardRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardRef.ProtoReflect.Descriptor instead.
 func (*ShardRef) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{16}
+	return file_defs_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ShardRef) GetBlind() []byte {
@@ -1707,7 +1716,7 @@ type HasShards struct {
 
 func (x *HasShards) Reset() {
 	*x = HasShards{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[17]
+	mi := &file_defs_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1728,7 @@ func (x *HasShards) String() string {
 func (*HasShards) ProtoMessage() {}
 
 func (x *HasShards) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[17]
+	mi := &file_defs_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1741,7 @@ func (x *HasShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasShards.ProtoReflect.Descriptor instead.
 func (*HasShards) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{17}
+	return file_defs_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HasShards) GetShards() []*ShardRef {
@@ -1751,7 +1760,7 @@ type HasShardsReply struct {
 
 func (x *HasShardsReply) Reset() {
 	*x = HasShardsReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[18]
+	mi := &file_defs_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1772,7 @@ func (x *HasShardsReply) String() string {
 func (*HasShardsReply) ProtoMessage() {}
 
 func (x *HasShardsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[18]
+	mi := &file_defs_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1785,7 @@ func (x *HasShardsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasShardsReply.ProtoReflect.Descriptor instead.
 func (*HasShardsReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{18}
+	return file_defs_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HasShardsReply) GetHeld() []bool {
@@ -1796,7 +1805,7 @@ type DeleteShards struct {
 
 func (x *DeleteShards) Reset() {
 	*x = DeleteShards{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[19]
+	mi := &file_defs_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +1817,7 @@ func (x *DeleteShards) String() string {
 func (*DeleteShards) ProtoMessage() {}
 
 func (x *DeleteShards) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[19]
+	mi := &file_defs_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +1830,7 @@ func (x *DeleteShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteShards.ProtoReflect.Descriptor instead.
 func (*DeleteShards) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{19}
+	return file_defs_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteShards) GetRequests() []*ColumnRequest {
@@ -1840,7 +1849,7 @@ type DeleteShardsReply struct {
 
 func (x *DeleteShardsReply) Reset() {
 	*x = DeleteShardsReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[20]
+	mi := &file_defs_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +1861,7 @@ func (x *DeleteShardsReply) String() string {
 func (*DeleteShardsReply) ProtoMessage() {}
 
 func (x *DeleteShardsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[20]
+	mi := &file_defs_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +1874,7 @@ func (x *DeleteShardsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteShardsReply.ProtoReflect.Descriptor instead.
 func (*DeleteShardsReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{20}
+	return file_defs_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteShardsReply) GetStatus() []Status {
@@ -1886,7 +1895,7 @@ type CommitShards struct {
 
 func (x *CommitShards) Reset() {
 	*x = CommitShards{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[21]
+	mi := &file_defs_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +1907,7 @@ func (x *CommitShards) String() string {
 func (*CommitShards) ProtoMessage() {}
 
 func (x *CommitShards) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[21]
+	mi := &file_defs_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +1920,7 @@ func (x *CommitShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitShards.ProtoReflect.Descriptor instead.
 func (*CommitShards) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{21}
+	return file_defs_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CommitShards) GetCommits() []*Commit {
@@ -1931,7 +1940,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[22]
+	mi := &file_defs_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +1952,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[22]
+	mi := &file_defs_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +1965,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{22}
+	return file_defs_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Commit) GetBlind() []byte {
@@ -1982,7 +1991,7 @@ type CommitShardsReply struct {
 
 func (x *CommitShardsReply) Reset() {
 	*x = CommitShardsReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[23]
+	mi := &file_defs_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2003,7 @@ func (x *CommitShardsReply) String() string {
 func (*CommitShardsReply) ProtoMessage() {}
 
 func (x *CommitShardsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[23]
+	mi := &file_defs_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2016,7 @@ func (x *CommitShardsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitShardsReply.ProtoReflect.Descriptor instead.
 func (*CommitShardsReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{23}
+	return file_defs_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CommitShardsReply) GetHeld() []bool {
@@ -2026,7 +2035,7 @@ type PutIndex struct {
 
 func (x *PutIndex) Reset() {
 	*x = PutIndex{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[24]
+	mi := &file_defs_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2047,7 @@ func (x *PutIndex) String() string {
 func (*PutIndex) ProtoMessage() {}
 
 func (x *PutIndex) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[24]
+	mi := &file_defs_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2060,7 @@ func (x *PutIndex) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIndex.ProtoReflect.Descriptor instead.
 func (*PutIndex) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{24}
+	return file_defs_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PutIndex) GetRecords() []*IndexRecord {
@@ -2070,7 +2079,7 @@ type PutIndexReply struct {
 
 func (x *PutIndexReply) Reset() {
 	*x = PutIndexReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[25]
+	mi := &file_defs_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2091,7 @@ func (x *PutIndexReply) String() string {
 func (*PutIndexReply) ProtoMessage() {}
 
 func (x *PutIndexReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[25]
+	mi := &file_defs_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2104,7 @@ func (x *PutIndexReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIndexReply.ProtoReflect.Descriptor instead.
 func (*PutIndexReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{25}
+	return file_defs_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PutIndexReply) GetStatus() []Status {
@@ -2114,7 +2123,7 @@ type GetIndex struct {
 
 func (x *GetIndex) Reset() {
 	*x = GetIndex{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[26]
+	mi := &file_defs_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2135,7 @@ func (x *GetIndex) String() string {
 func (*GetIndex) ProtoMessage() {}
 
 func (x *GetIndex) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[26]
+	mi := &file_defs_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2148,7 @@ func (x *GetIndex) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIndex.ProtoReflect.Descriptor instead.
 func (*GetIndex) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{26}
+	return file_defs_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetIndex) GetBlinds() [][]byte {
@@ -2159,7 +2168,7 @@ type GetIndexReply struct {
 
 func (x *GetIndexReply) Reset() {
 	*x = GetIndexReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[27]
+	mi := &file_defs_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2180,7 @@ func (x *GetIndexReply) String() string {
 func (*GetIndexReply) ProtoMessage() {}
 
 func (x *GetIndexReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[27]
+	mi := &file_defs_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2193,7 @@ func (x *GetIndexReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIndexReply.ProtoReflect.Descriptor instead.
 func (*GetIndexReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{27}
+	return file_defs_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetIndexReply) GetRecords() []*IndexRecord {
@@ -2202,7 +2211,9 @@ func (x *GetIndexReply) GetMore() bool {
 }
 
 // MoveHolder tells a keeper that a holder has changed; sent by the node that
-// still holds the shard, and accepted only from a current holder.
+// still holds the shard, or by another keeper that has rebuilt it. The receiver
+// looks for itself: the new holder must prove that it has the shard, and a
+// keeper's word counts only where the old holder is gone.
 type MoveHolder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blind         []byte                 `protobuf:"bytes,1,opt,name=blind,proto3" json:"blind,omitempty"`
@@ -2213,7 +2224,7 @@ type MoveHolder struct {
 
 func (x *MoveHolder) Reset() {
 	*x = MoveHolder{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[28]
+	mi := &file_defs_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2236,7 @@ func (x *MoveHolder) String() string {
 func (*MoveHolder) ProtoMessage() {}
 
 func (x *MoveHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[28]
+	mi := &file_defs_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2249,7 @@ func (x *MoveHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveHolder.ProtoReflect.Descriptor instead.
 func (*MoveHolder) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{28}
+	return file_defs_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MoveHolder) GetBlind() []byte {
@@ -2270,7 +2281,7 @@ type Head struct {
 
 func (x *Head) Reset() {
 	*x = Head{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[29]
+	mi := &file_defs_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2293,7 @@ func (x *Head) String() string {
 func (*Head) ProtoMessage() {}
 
 func (x *Head) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[29]
+	mi := &file_defs_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2306,7 @@ func (x *Head) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Head.ProtoReflect.Descriptor instead.
 func (*Head) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{29}
+	return file_defs_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Head) GetVersion() uint32 {
@@ -2356,7 +2367,7 @@ type PutHead struct {
 
 func (x *PutHead) Reset() {
 	*x = PutHead{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[30]
+	mi := &file_defs_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2379,7 @@ func (x *PutHead) String() string {
 func (*PutHead) ProtoMessage() {}
 
 func (x *PutHead) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[30]
+	mi := &file_defs_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2392,7 @@ func (x *PutHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHead.ProtoReflect.Descriptor instead.
 func (*PutHead) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{30}
+	return file_defs_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PutHead) GetHead() *Head {
@@ -2400,7 +2411,7 @@ type PutHeadReply struct {
 
 func (x *PutHeadReply) Reset() {
 	*x = PutHeadReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[31]
+	mi := &file_defs_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2423,7 @@ func (x *PutHeadReply) String() string {
 func (*PutHeadReply) ProtoMessage() {}
 
 func (x *PutHeadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[31]
+	mi := &file_defs_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2436,7 @@ func (x *PutHeadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHeadReply.ProtoReflect.Descriptor instead.
 func (*PutHeadReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{31}
+	return file_defs_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PutHeadReply) GetSequence() uint64 {
@@ -2444,7 +2455,7 @@ type GetHead struct {
 
 func (x *GetHead) Reset() {
 	*x = GetHead{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[32]
+	mi := &file_defs_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2467,7 @@ func (x *GetHead) String() string {
 func (*GetHead) ProtoMessage() {}
 
 func (x *GetHead) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[32]
+	mi := &file_defs_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2480,7 @@ func (x *GetHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHead.ProtoReflect.Descriptor instead.
 func (*GetHead) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{32}
+	return file_defs_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetHead) GetAddresses() [][]byte {
@@ -2489,7 +2500,7 @@ type GetHeadReply struct {
 
 func (x *GetHeadReply) Reset() {
 	*x = GetHeadReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[33]
+	mi := &file_defs_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +2512,7 @@ func (x *GetHeadReply) String() string {
 func (*GetHeadReply) ProtoMessage() {}
 
 func (x *GetHeadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[33]
+	mi := &file_defs_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +2525,7 @@ func (x *GetHeadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHeadReply.ProtoReflect.Descriptor instead.
 func (*GetHeadReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{33}
+	return file_defs_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetHeadReply) GetHeads() []*Head {
@@ -2546,7 +2557,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[34]
+	mi := &file_defs_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2558,7 +2569,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[34]
+	mi := &file_defs_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2571,7 +2582,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{34}
+	return file_defs_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Certificate) GetPool() []byte {
@@ -2640,7 +2651,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[35]
+	mi := &file_defs_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2663,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[35]
+	mi := &file_defs_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2676,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{35}
+	return file_defs_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Member) GetCertificate() *Certificate {
@@ -2743,7 +2754,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[36]
+	mi := &file_defs_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +2766,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[36]
+	mi := &file_defs_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +2779,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{36}
+	return file_defs_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Members) GetMembers() []*Member {
@@ -2804,7 +2815,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[37]
+	mi := &file_defs_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2827,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[37]
+	mi := &file_defs_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2840,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{37}
+	return file_defs_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Hello) GetSelf() *Member {
@@ -2856,7 +2867,7 @@ type HelloReply struct {
 
 func (x *HelloReply) Reset() {
 	*x = HelloReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[38]
+	mi := &file_defs_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +2879,7 @@ func (x *HelloReply) String() string {
 func (*HelloReply) ProtoMessage() {}
 
 func (x *HelloReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[38]
+	mi := &file_defs_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +2892,7 @@ func (x *HelloReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloReply.ProtoReflect.Descriptor instead.
 func (*HelloReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{38}
+	return file_defs_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HelloReply) GetSelf() *Member {
@@ -2909,7 +2920,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[39]
+	mi := &file_defs_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +2932,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[39]
+	mi := &file_defs_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +2945,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{39}
+	return file_defs_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Heartbeat) GetSelf() *Member {
@@ -2963,7 +2974,7 @@ type Death struct {
 
 func (x *Death) Reset() {
 	*x = Death{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[40]
+	mi := &file_defs_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +2986,7 @@ func (x *Death) String() string {
 func (*Death) ProtoMessage() {}
 
 func (x *Death) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[40]
+	mi := &file_defs_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +2999,7 @@ func (x *Death) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Death.ProtoReflect.Descriptor instead.
 func (*Death) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{40}
+	return file_defs_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Death) GetPeer() string {
@@ -3016,7 +3027,7 @@ type HeadNotice struct {
 
 func (x *HeadNotice) Reset() {
 	*x = HeadNotice{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[41]
+	mi := &file_defs_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3039,7 @@ func (x *HeadNotice) String() string {
 func (*HeadNotice) ProtoMessage() {}
 
 func (x *HeadNotice) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[41]
+	mi := &file_defs_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +3052,7 @@ func (x *HeadNotice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadNotice.ProtoReflect.Descriptor instead.
 func (*HeadNotice) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{41}
+	return file_defs_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HeadNotice) GetAddress() []byte {
@@ -3069,7 +3080,7 @@ type MemberFile struct {
 
 func (x *MemberFile) Reset() {
 	*x = MemberFile{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[42]
+	mi := &file_defs_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3092,7 @@ func (x *MemberFile) String() string {
 func (*MemberFile) ProtoMessage() {}
 
 func (x *MemberFile) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[42]
+	mi := &file_defs_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3105,7 @@ func (x *MemberFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberFile.ProtoReflect.Descriptor instead.
 func (*MemberFile) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{42}
+	return file_defs_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MemberFile) GetMembers() []*Member {
@@ -3122,7 +3133,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[43]
+	mi := &file_defs_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3134,7 +3145,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[43]
+	mi := &file_defs_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3147,7 +3158,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{43}
+	return file_defs_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Ping) GetShards() uint64 {
@@ -3174,7 +3185,7 @@ type PingReply struct {
 
 func (x *PingReply) Reset() {
 	*x = PingReply{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[44]
+	mi := &file_defs_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3186,7 +3197,7 @@ func (x *PingReply) String() string {
 func (*PingReply) ProtoMessage() {}
 
 func (x *PingReply) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[44]
+	mi := &file_defs_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3199,7 +3210,7 @@ func (x *PingReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingReply.ProtoReflect.Descriptor instead.
 func (*PingReply) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{44}
+	return file_defs_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PingReply) GetShards() uint64 {
@@ -3229,7 +3240,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[45]
+	mi := &file_defs_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3241,7 +3252,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[45]
+	mi := &file_defs_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3254,7 +3265,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{45}
+	return file_defs_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Lookup) GetNonce() []byte {
@@ -3289,7 +3300,7 @@ type LookupAnswer struct {
 
 func (x *LookupAnswer) Reset() {
 	*x = LookupAnswer{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[46]
+	mi := &file_defs_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3301,7 +3312,7 @@ func (x *LookupAnswer) String() string {
 func (*LookupAnswer) ProtoMessage() {}
 
 func (x *LookupAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[46]
+	mi := &file_defs_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3314,7 +3325,7 @@ func (x *LookupAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupAnswer.ProtoReflect.Descriptor instead.
 func (*LookupAnswer) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{46}
+	return file_defs_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *LookupAnswer) GetNonce() []byte {
@@ -3349,7 +3360,7 @@ type Held struct {
 
 func (x *Held) Reset() {
 	*x = Held{}
-	mi := &file_p2p_wire_defs_proto_msgTypes[47]
+	mi := &file_defs_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3361,7 +3372,7 @@ func (x *Held) String() string {
 func (*Held) ProtoMessage() {}
 
 func (x *Held) ProtoReflect() protoreflect.Message {
-	mi := &file_p2p_wire_defs_proto_msgTypes[47]
+	mi := &file_defs_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3374,7 +3385,7 @@ func (x *Held) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Held.ProtoReflect.Descriptor instead.
 func (*Held) Descriptor() ([]byte, []int) {
-	return file_p2p_wire_defs_proto_rawDescGZIP(), []int{47}
+	return file_defs_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Held) GetManifest() *Manifest {
@@ -3398,11 +3409,12 @@ func (x *Held) GetPartner() string {
 	return ""
 }
 
-var File_p2p_wire_defs_proto protoreflect.FileDescriptor
+var File_defs_proto protoreflect.FileDescriptor
 
-const file_p2p_wire_defs_proto_rawDesc = "" +
+const file_defs_proto_rawDesc = "" +
 	"\n" +
-	"\x13p2p/wire/defs.proto\x12\fdefs.wire.v1\"\xcc\a\n" +
+	"\n" +
+	"defs.proto\x12\fdefs.wire.v1\"\xcc\a\n" +
 	"\aRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -3500,13 +3512,14 @@ const file_p2p_wire_defs_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\rR\x06offset\x12\x16\n" +
 	"\x06length\x18\x04 \x01(\rR\x06length\x12\x14\n" +
-	"\x05whole\x18\x05 \x01(\bR\x05whole\"\x85\x01\n" +
+	"\x05whole\x18\x05 \x01(\bR\x05whole\"\x9d\x01\n" +
 	"\rGetShardReply\x12\x1f\n" +
 	"\vcolumn_hash\x18\x01 \x01(\fR\n" +
 	"columnHash\x12\x1f\n" +
 	"\vproof_bytes\x18\x02 \x01(\rR\n" +
 	"proofBytes\x122\n" +
-	"\bmanifest\x18\x03 \x01(\v2\x16.defs.wire.v1.ManifestR\bmanifest\"Y\n" +
+	"\bmanifest\x18\x03 \x01(\v2\x16.defs.wire.v1.ManifestR\bmanifest\x12\x16\n" +
+	"\x06commit\x18\x04 \x01(\fR\x06commit\"Y\n" +
 	"\rAuthorization\x12\x16\n" +
 	"\x06expiry\x18\x01 \x01(\x03R\x06expiry\x12\x18\n" +
 	"\acounter\x18\x02 \x01(\x04R\acounter\x12\x16\n" +
@@ -3647,20 +3660,20 @@ const file_p2p_wire_defs_proto_rawDesc = "" +
 	"\x0fSTATUS_INTERNAL\x10\aB\"Z github.com/defs-fs/defs/p2p/wireb\x06proto3"
 
 var (
-	file_p2p_wire_defs_proto_rawDescOnce sync.Once
-	file_p2p_wire_defs_proto_rawDescData []byte
+	file_defs_proto_rawDescOnce sync.Once
+	file_defs_proto_rawDescData []byte
 )
 
-func file_p2p_wire_defs_proto_rawDescGZIP() []byte {
-	file_p2p_wire_defs_proto_rawDescOnce.Do(func() {
-		file_p2p_wire_defs_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_p2p_wire_defs_proto_rawDesc), len(file_p2p_wire_defs_proto_rawDesc)))
+func file_defs_proto_rawDescGZIP() []byte {
+	file_defs_proto_rawDescOnce.Do(func() {
+		file_defs_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_defs_proto_rawDesc), len(file_defs_proto_rawDesc)))
 	})
-	return file_p2p_wire_defs_proto_rawDescData
+	return file_defs_proto_rawDescData
 }
 
-var file_p2p_wire_defs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_p2p_wire_defs_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
-var file_p2p_wire_defs_proto_goTypes = []any{
+var file_defs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_defs_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_defs_proto_goTypes = []any{
 	(Status)(0),               // 0: defs.wire.v1.Status
 	(*Request)(nil),           // 1: defs.wire.v1.Request
 	(*Reply)(nil),             // 2: defs.wire.v1.Reply
@@ -3711,7 +3724,7 @@ var file_p2p_wire_defs_proto_goTypes = []any{
 	(*LookupAnswer)(nil),      // 47: defs.wire.v1.LookupAnswer
 	(*Held)(nil),              // 48: defs.wire.v1.Held
 }
-var file_p2p_wire_defs_proto_depIdxs = []int32{
+var file_defs_proto_depIdxs = []int32{
 	8,  // 0: defs.wire.v1.Request.put_shard:type_name -> defs.wire.v1.PutShard
 	10, // 1: defs.wire.v1.Request.get_shard:type_name -> defs.wire.v1.GetShard
 	13, // 2: defs.wire.v1.Request.get_columns:type_name -> defs.wire.v1.GetColumns
@@ -3780,12 +3793,12 @@ var file_p2p_wire_defs_proto_depIdxs = []int32{
 	0,  // [0:61] is the sub-list for field type_name
 }
 
-func init() { file_p2p_wire_defs_proto_init() }
-func file_p2p_wire_defs_proto_init() {
-	if File_p2p_wire_defs_proto != nil {
+func init() { file_defs_proto_init() }
+func file_defs_proto_init() {
+	if File_defs_proto != nil {
 		return
 	}
-	file_p2p_wire_defs_proto_msgTypes[0].OneofWrappers = []any{
+	file_defs_proto_msgTypes[0].OneofWrappers = []any{
 		(*Request_PutShard)(nil),
 		(*Request_GetShard)(nil),
 		(*Request_GetColumns)(nil),
@@ -3803,7 +3816,7 @@ func file_p2p_wire_defs_proto_init() {
 		(*Request_Hello)(nil),
 		(*Request_Heartbeat)(nil),
 	}
-	file_p2p_wire_defs_proto_msgTypes[1].OneofWrappers = []any{
+	file_defs_proto_msgTypes[1].OneofWrappers = []any{
 		(*Reply_PutShard)(nil),
 		(*Reply_GetShard)(nil),
 		(*Reply_GetColumns)(nil),
@@ -3823,18 +3836,18 @@ func file_p2p_wire_defs_proto_init() {
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_p2p_wire_defs_proto_rawDesc), len(file_p2p_wire_defs_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_defs_proto_rawDesc), len(file_defs_proto_rawDesc)),
 			NumEnums:      1,
 			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_p2p_wire_defs_proto_goTypes,
-		DependencyIndexes: file_p2p_wire_defs_proto_depIdxs,
-		EnumInfos:         file_p2p_wire_defs_proto_enumTypes,
-		MessageInfos:      file_p2p_wire_defs_proto_msgTypes,
+		GoTypes:           file_defs_proto_goTypes,
+		DependencyIndexes: file_defs_proto_depIdxs,
+		EnumInfos:         file_defs_proto_enumTypes,
+		MessageInfos:      file_defs_proto_msgTypes,
 	}.Build()
-	File_p2p_wire_defs_proto = out.File
-	file_p2p_wire_defs_proto_goTypes = nil
-	file_p2p_wire_defs_proto_depIdxs = nil
+	File_defs_proto = out.File
+	file_defs_proto_goTypes = nil
+	file_defs_proto_depIdxs = nil
 }
