@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -153,19 +154,12 @@ func (s *Store) createSegment(data bool) (*segment, error) {
 	name := s.segmentPath(id)
 	h, err := s.files.acquire(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err == nil {
-		whole := (1 + reserveSegments) * s.opts.SegmentBytes
-		for err = h.Allocate(whole); isNoSpace(err); err = h.Allocate(whole) {
-			if freed, evictErr := s.evict(max(0, s.cleanSize()-s.opts.SegmentBytes)); freed == 0 || evictErr != nil {
-				break
-			}
-		}
+		err = s.makeRoom((1 + reserveSegments) * s.opts.SegmentBytes)
 		s.noSpace.Store(isNoSpace(err))
 		reserve := isNoSpace(err) && !data
 		if err == nil || reserve {
-			err = h.Truncate(s.opts.SegmentBytes) // also what a failed allocation has taken
-		}
-		if err == nil && reserve {
-			err = h.Allocate(s.opts.SegmentBytes)
+			for err = h.Allocate(s.opts.SegmentBytes); isNoSpace(err) && s.evictSome(); err = h.Allocate(s.opts.SegmentBytes) {
+			}
 		}
 		if err == nil {
 			_, err = h.WriteAt(page, 0)
@@ -179,6 +173,29 @@ func (s *Store) createSegment(data bool) (*segment, error) {
 		return nil, fmt.Errorf("cache: create segment %d: %w: %w", id, ErrNoSpace, err)
 	}
 	return nil, s.fail("create segment", err)
+}
+
+// makeRoom removes clean files until so many bytes are free on the disk. It only
+// looks: others need the disk too, and must not find it full meanwhile.
+func (s *Store) makeRoom(bytes int64) error {
+	for {
+		free, err := s.opts.FS.Free(s.opts.Dir)
+		if err != nil || free >= bytes {
+			return err
+		}
+		if !s.evictSome() {
+			return fmt.Errorf("%d of %d bytes are free: %w", free, bytes, syscall.ENOSPC)
+		}
+	}
+}
+
+// evictSome removes about a segment of clean files, and says whether there were any.
+func (s *Store) evictSome() bool {
+	freed, err := s.evict(max(0, s.cleanSize()-s.opts.SegmentBytes))
+	if err != nil {
+		s.opts.Logger.Warn("clean files could not be removed from a full disk", "err", err)
+	}
+	return freed > 0
 }
 
 // discardSegment undoes createSegment when the first frame did not come about.

@@ -12,6 +12,8 @@ type FS interface {
 	ReadDir(dir string) ([]string, error)
 	// SyncDir makes creations, renames and removals in dir durable.
 	SyncDir(dir string) error
+	// Free returns how many bytes the disk of dir has for the caller.
+	Free(dir string) (int64, error)
 }
 
 // File is one open file.

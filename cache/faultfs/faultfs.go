@@ -16,6 +16,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path"
@@ -265,16 +266,29 @@ func (d *FS) SyncDir(dir string) error {
 	return nil
 }
 
+func (d *FS) Free(string) (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.capacity == 0 {
+		return math.MaxInt64, nil
+	}
+	return max(0, d.capacity-d.used()), nil
+}
+
+// used is the sum of the files. Callers hold mu.
+func (d *FS) used() (sum int64) {
+	for _, n := range d.names {
+		sum += int64(len(n.data))
+	}
+	return sum
+}
+
 // room reports ENOSPC when n may not grow to size. Callers hold mu.
 func (d *FS) room(n *node, size int64) error {
 	if d.capacity == 0 || size <= int64(len(n.data)) {
 		return nil
 	}
-	sum := size - int64(len(n.data))
-	for _, other := range d.names {
-		sum += int64(len(other.data))
-	}
-	if sum > d.capacity {
+	if d.used()+size-int64(len(n.data)) > d.capacity {
 		return syscall.ENOSPC
 	}
 	return nil
