@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/defs-fs/defs/erasure"
+	"github.com/defs-fs/defs/internal/powercut"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/placement"
@@ -28,6 +29,33 @@ import (
 // it, or its partner, acknowledged is there when it is back.
 func TestNodeKilledDuringPuts(t *testing.T) {
 	c := newCluster(t, "4+2", 2)
+	crashNodes(t, c, crashes(t, 5), func(i int) { c.nodes[i].kill() }, false)
+}
+
+// The power of the nodes' disks is cut while they take puts.
+func TestNodePowerCutDuringPuts(t *testing.T) {
+	c := newCluster(t, "4+2", 2)
+	disks := make([]*powercut.Disk, len(c.nodes))
+	for i, n := range c.nodes {
+		disks[i] = powercut.New(t, powercut.Filesystems[i])
+		n.kill()
+		dir := filepath.Join(disks[i].Dir, "node")
+		run(t, toolTimeout, "cp", "-a", n.dir, dir)
+		run(t, toolTimeout, "sync", "-f", dir)
+		n.dir = dir
+		t.Cleanup(func() { n.kill() }) // before its disk goes
+		c.startNode(i)
+	}
+	crashNodes(t, c, crashes(t, 4), func(i int) {
+		disks[i].Cut()
+		c.nodes[i].kill()
+		disks[i].Restore()
+	}, true)
+}
+
+// crashNodes crashes one node after the other while shards, index records and
+// heads arrive at both, and looks for what was acknowledged.
+func crashNodes(t *testing.T, c *cluster, count int, crash func(node int), powerLost bool) {
 	host := joinAsDevice(t, c)
 	ids := make([]placement.NodeID, len(c.nodes))
 	for i := range c.nodes {
@@ -35,21 +63,20 @@ func TestNodeKilledDuringPuts(t *testing.T) {
 	}
 	var shards, records, heads int
 	var slowest time.Duration
-	count := crashes(t, 5)
 	for round := range count {
 		victim := round % 2
 		var puts atomic.Int64
-		var killed atomic.Bool
+		var crashed atomic.Bool
 		var putting sync.WaitGroup
 		clients := make([]*putter, 8)
 		for i := range clients {
-			clients[i] = &putter{t: t, host: host, nodes: ids, first: i % 2, puts: &puts, killed: &killed}
-			putting.Go(clients[i].putUntilKilled)
+			clients[i] = &putter{t: t, host: host, nodes: ids, first: i % 2, puts: &puts, crashed: &crashed, powerLost: powerLost}
+			putting.Go(clients[i].putUntilCrash)
 		}
 		enough := int64(20 + mathrand.IntN(300))
 		eventually(t, time.Minute, "puts are acknowledged", func() bool { return puts.Load() >= enough || t.Failed() })
-		killed.Store(true)
-		c.nodes[victim].kill()
+		crashed.Store(true)
+		crash(victim)
 		putting.Wait()
 		began := time.Now()
 		c.startNode(victim)
@@ -122,8 +149,9 @@ type putter struct {
 	nodes []placement.NodeID
 	first int // whom it puts to
 
-	puts   *atomic.Int64 // acknowledged, of all putters
-	killed *atomic.Bool  // a node is being killed
+	puts      *atomic.Int64 // acknowledged, of all putters
+	crashed   *atomic.Bool  // a node is crashing
+	powerLost bool          // then what is acknowledged from there on was never heard
 
 	shards   []ownShard
 	records  []*wire.IndexRecord
@@ -142,15 +170,23 @@ type ownShard struct {
 func (p *putter) call(to placement.NodeID, req *wire.Request, body []byte) (*wire.Reply, []byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), operationMax)
 	defer cancel()
-	return p.host.Call(ctx, to, req, body)
+	rep, body, err := p.host.Call(ctx, to, req, body)
+	if err == nil && p.powerLost && p.crashed.Load() && isPut(req) {
+		err = errors.New("acknowledged after the power was cut")
+	}
+	return rep, body, err
 }
 
-// putUntilKilled ends when a node has been killed. No put may fail before.
-func (p *putter) putUntilKilled() {
+func isPut(req *wire.Request) bool {
+	return req.GetPutShard() != nil || req.GetPutIndex() != nil || req.GetPutHead() != nil
+}
+
+// putUntilCrash ends when a node has crashed. No put may fail before.
+func (p *putter) putUntilCrash() {
 	_, p.headKey, _ = ed25519.GenerateKey(rand.Reader)
-	for !p.killed.Load() {
+	for !p.crashed.Load() {
 		if err := p.putStripe(); err != nil {
-			if !errors.Is(err, p2p.ErrUnreachable) || !p.killed.Load() {
+			if !p.crashed.Load() || !p.powerLost && !errors.Is(err, p2p.ErrUnreachable) {
 				p.t.Errorf("put: %v", err)
 			}
 			return

@@ -9,7 +9,9 @@
 //
 // The cut is the shutdown request of ext4 and xfs without a flush of their log:
 // pages that had not been written back and names that had not been committed
-// are gone. Needs root, loop devices, mkfs.ext4 and mkfs.xfs.
+// are gone. It takes a moment, unlike a real one: a flush that is under way then
+// may succeed although its bytes are gone, so only what returned before Cut was
+// called counts as flushed. Needs root, loop devices, mkfs.ext4 and mkfs.xfs.
 package powercut
 
 import (
