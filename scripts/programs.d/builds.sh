@@ -38,7 +38,7 @@ program_npm() {
 	# What the cache in the mount gives elsewhere is the same.
 	mkdir "$out/app"
 	cp package.json package-lock.json "$out/app"
-	(cd "$out/app" && npm ci --offline --no-progress)
+	(cd "$out/app" && npm ci --prefer-offline --no-progress)
 	diff -r --no-dereference node_modules "$out/app/node_modules"
 }
 
