@@ -231,7 +231,7 @@ func (h *Host) exchange(ctx context.Context, cs *callStream, req *wire.Request, 
 	if rep.Version != WireVersion {
 		return nil, nil, silent, fmt.Errorf("reply of version %d, this program knows %d", rep.Version, WireVersion)
 	}
-	if replyBody, err = readBody(cs.r, rep.BodyBytes, step); err != nil {
+	if replyBody, err = readBody(cs.r, rep.BodyBytes, nil, step); err != nil {
 		return nil, nil, silent, err
 	}
 	return rep, replyBody, silent, nil

@@ -81,16 +81,19 @@ func readMessage(r *bufio.Reader, msg proto.Message, bytesMax int) error {
 	return nil
 }
 
-// readBody reads n raw bytes into a buffer of that length. step is called
-// before each read, to move the deadline on.
-func readBody(r io.Reader, n uint64, step func()) ([]byte, error) {
+// readBody reads n raw bytes into buf where they fit, else into a buffer of its
+// own. step is called before each read, to move the deadline on.
+func readBody(r io.Reader, n uint64, buf []byte, step func()) ([]byte, error) {
 	if n > BodyBytesMax {
 		return nil, fmt.Errorf("%w: body of %d bytes, at most %d", ErrTooLarge, n, BodyBytesMax)
 	}
 	if n == 0 {
 		return nil, nil
 	}
-	body := make([]byte, min(n, bodyTrustBytes))
+	body := buf[:min(n, uint64(cap(buf)))]
+	if uint64(len(body)) < n {
+		body = make([]byte, min(n, bodyTrustBytes))
+	}
 	for done := 0; ; {
 		for done < len(body) {
 			piece := body[done:min(done+bodyPieceBytes, len(body))]

@@ -31,7 +31,7 @@ func TestFrameGolden(t *testing.T) {
 	if err := readMessage(r, req, MessageBytesMax); err != nil {
 		t.Fatal(err)
 	}
-	body, err := readBody(r, req.BodyBytes, nothing)
+	body, err := readBody(r, req.BodyBytes, nil, nothing)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestFrameSizes(t *testing.T) {
 			if err := readMessage(r, got, MessageBytesMax); err != nil || !proto.Equal(got, req) {
 				t.Fatalf("message of %d bytes: %v", messageBytes, err)
 			}
-			gotBody, err := readBody(r, got.BodyBytes, nothing)
+			gotBody, err := readBody(r, got.BodyBytes, nil, nothing)
 			if err != nil || !bytes.Equal(gotBody, body) || len(gotBody) != cap(gotBody) {
 				t.Fatalf("body of %d bytes: %d of %d, %v", bodyBytes, len(gotBody), cap(gotBody), err)
 			}
@@ -75,7 +75,7 @@ func TestFrameBounds(t *testing.T) {
 	if err := readMessage(bufio.NewReader(bytes.NewReader(claim)), new(wire.Request), MessageBytesMax); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("message: %v", err)
 	}
-	if _, err := readBody(strings.NewReader(""), BodyBytesMax+1, nothing); !errors.Is(err, ErrTooLarge) {
+	if _, err := readBody(strings.NewReader(""), BodyBytesMax+1, nil, nothing); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("body: %v", err)
 	}
 	if err := writeFrame(io.Discard, &wire.Request{Op: &wire.Request_PutHead{PutHead: &wire.PutHead{Head: &wire.Head{Sealed: make([]byte, MessageBytesMax)}}}}, nil, nothing); !errors.Is(err, ErrTooLarge) {
@@ -86,7 +86,7 @@ func TestFrameBounds(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if _, err := readBody(strings.NewReader("abc"), 4, nothing); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := readBody(strings.NewReader("abc"), 4, nil, nothing); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("body cut: %v", err)
 	}
 }
@@ -98,7 +98,7 @@ func TestBodyClaimCostsLittle(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range rounds {
-		_, _ = readBody(strings.NewReader("few"), BodyBytesMax, nothing)
+		_, _ = readBody(strings.NewReader("few"), BodyBytesMax, nil, nothing)
 	}
 	runtime.ReadMemStats(&after)
 	if n := (after.TotalAlloc - before.TotalAlloc) / rounds; n > bodyTrustBytes+1<<20 {
@@ -186,7 +186,7 @@ func FuzzFrame(f *testing.F) {
 		if err := readMessage(r, req, MessageBytesMax); err != nil {
 			return
 		}
-		body, err := readBody(r, req.BodyBytes, nothing)
+		body, err := readBody(r, req.BodyBytes, nil, nothing)
 		if err != nil {
 			return
 		}

@@ -39,6 +39,7 @@ type Host struct {
 	nonceSecret  [32]byte // of this run
 	handler      atomic.Pointer[Handler]
 	inboundBytes *semaphore.Weighted // request bodies held
+	bodies       sync.Pool           // of *[]byte: buffers of request bodies, at most bodyTrustBytes each
 	wake         chan struct{}       // asks the heartbeat loop to look again
 
 	ctx    context.Context // ends at Close

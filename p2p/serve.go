@@ -107,13 +107,30 @@ func (h *Host) serveRequest(s network.Stream, r *bufio.Reader) error {
 		}
 		defer h.inboundBytes.Release(n)
 	}
-	body, err := readBody(r, req.BodyBytes, step)
+	var buf []byte
+	if req.BodyBytes > inlineBodyBytes && req.BodyBytes <= bodyTrustBytes {
+		pooled := h.bodyBuffer(int(req.BodyBytes))
+		defer h.bodies.Put(pooled) // the reply, which may be part of it, is out by then
+		buf = *pooled
+	}
+	body, err := readBody(r, req.BodyBytes, buf, step)
 	if err != nil {
 		return err
 	}
 	rep, replyBody, sent := h.serveOp(from, req, body)
 	defer sent()
 	return writeFrame(s, rep, replyBody, step)
+}
+
+// bodyBuffer returns a buffer for a request body of n bytes. To clear and
+// collect a new one for each shard is a large part of what storing it costs.
+func (h *Host) bodyBuffer(n int) *[]byte {
+	buf, _ := h.bodies.Get().(*[]byte)
+	if buf == nil || cap(*buf) < n {
+		b := make([]byte, n)
+		buf = &b
+	}
+	return buf
 }
 
 // refuse answers and ends the stream, because a body may follow that nobody

@@ -239,8 +239,9 @@ func (a *Node) call(ctx context.Context, to placement.NodeID, op string, req *wi
 		err  error
 	}
 	done := make(chan answer, 1)
+	carriedBody := bytes.Clone(body) // the caller may change its own once ctx has ended
 	started := b.spawn(func(handler p2p.Handler) {
-		rep, replyBody, sent, _ := p2p.Answer(b.ctx, handler, from, received, bytes.Clone(body))
+		rep, replyBody, sent, _ := p2p.Answer(b.ctx, handler, from, received, carriedBody)
 		defer sent()
 		carried := new(wire.Reply)
 		err := carry(rep, carried)
