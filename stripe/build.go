@@ -117,7 +117,8 @@ func layout(g erasure.Geometry, slices []pending) (offsets []int, end int) {
 	return offsets, end
 }
 
-// Sealed is a stripe ready to leave.
+// Sealed is a stripe ready to leave. Release it when its bodies are needed no
+// more.
 type Sealed struct {
 	ID       erasure.StripeID
 	Info     metastore.StripeInfo // without holders
@@ -125,6 +126,21 @@ type Sealed struct {
 	Slices   []metastore.Remote // one per slice, Off 0
 	Bodies   [][]byte           // len == K+M, each a shard body
 	Manifest *wire.Manifest
+
+	buffers *stripeBuffers
+}
+
+// stripeBuffers is the memory in which one stripe is sealed and coded, used
+// again for the next: 10 MiB at 4+2 that would be cleared and collected.
+type stripeBuffers struct {
+	data   []byte   // the sealed slices
+	bodies [][]byte // of the shards
+}
+
+// Release gives the memory of a stripe's bodies back to the store.
+func (s *Store) Release(st *Sealed) {
+	s.buffers.Put(st.buffers)
+	st.buffers, st.Bodies = nil, nil
 }
 
 // Seal seals and codes the slices of b. Every attempt draws a new stripe id,
@@ -155,7 +171,13 @@ func (s *Store) Seal(b *Builder) (*Sealed, error) {
 	}
 	out.Salt = salt
 
-	data := make([]byte, g.DataBytes())
+	buffers, _ := s.buffers.Get().(*stripeBuffers)
+	if buffers == nil {
+		buffers = new(stripeBuffers)
+	}
+	out.buffers = buffers
+	buffers.data = slices.Grow(buffers.data[:0], g.DataBytes())
+	data := buffers.data[:g.DataBytes()]
 	pad, err := newKeyStream()
 	if err != nil {
 		return nil, err
@@ -178,9 +200,10 @@ func (s *Store) Seal(b *Builder) (*Sealed, error) {
 		}
 	}
 	pad.Read(data[end:])
-	if out.Bodies, err = code.Build(nil, columns, data); err != nil {
+	if out.Bodies, err = code.Build(buffers.bodies, columns, data); err != nil {
 		return nil, fmt.Errorf("stripe %v: encode: %w", out.ID, err)
 	}
+	buffers.bodies = out.Bodies
 	out.Manifest = &wire.Manifest{K: uint32(g.K), M: uint32(g.M), ShardBytes: uint32(g.ShardBytes)}
 	roots := make([][32]byte, len(out.Bodies))
 	for i, body := range out.Bodies {

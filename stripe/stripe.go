@@ -92,6 +92,7 @@ type Store struct {
 	counter atomic.Uint64 // of authorizations; grows for the life of the process
 	answers *answers
 	codes   erasure.Codes
+	buffers sync.Pool // of *stripeBuffers
 
 	mu   sync.Mutex
 	keys map[keysID]*seal.StripeKeys  // guarded by mu; bounded by keysMax

@@ -403,6 +403,7 @@ func (f *flusher) sealStripe(st *openStripe) error {
 			c.remote = sealed.Slices[i]
 		}
 		info, err := f.p.stripes.Place(f.groupCtx, sealed)
+		f.p.stripes.Release(sealed)
 		if err != nil {
 			return err
 		}

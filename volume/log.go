@@ -179,6 +179,7 @@ func (w *logWriter) placeNow(s *logStripe) error {
 	}
 	s.builder = nil
 	info, err := w.p.stripes.Place(w.ctx, sealed)
+	w.p.stripes.Release(sealed)
 	if err != nil {
 		return err
 	}
