@@ -8,11 +8,17 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 )
 
-const columnBytes = 32 // erasure.ColumnBytes; the first bytes of a body
+const (
+	columnBytes = 32 // erasure.ColumnBytes; the first bytes of a body
+	// readPieceBytes is what is read before its checksums are computed: small
+	// enough to be in the processor's own cache still. Whole blocks.
+	readPieceBytes = 8 * sumBlockBytes
+)
 
 // Shard is what PutShard stores.
 type Shard struct {
@@ -199,14 +205,17 @@ func (s *Store) readShard(key Key, off, n int, buf []byte) (Range, error) {
 	}
 	defer s.files.release(file)
 	read := func(dst []byte, at int) error {
-		if _, err := file.ReadAt(dst, e.dataOffset()+int64(at)); err != nil {
-			if errors.Is(err, io.EOF) {
+		for piece := range slices.Chunk(dst, readPieceBytes) {
+			if _, err := file.ReadAt(piece, e.dataOffset()+int64(at)); err != nil {
+				if errors.Is(err, io.EOF) {
+					return ErrCorrupt
+				}
+				return err
+			}
+			if !checkSums(sums[at/sumBlockBytes*4:], piece) {
 				return ErrCorrupt
 			}
-			return err
-		}
-		if !checkSums(sums[at/sumBlockBytes*4:], dst) {
-			return ErrCorrupt
+			at += len(piece)
 		}
 		return nil
 	}
