@@ -376,6 +376,13 @@ func (f *fetcher) sequential(ino Ino, off, end uint64) bool {
 	return off <= last+readSwapBytes && last <= off+readSwapBytes
 }
 
+// busyAhead says that as many stripes are being read ahead as may be.
+func (f *fetcher) busyAhead() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ahead >= readaheadStripes
+}
+
 // Ahead fetches the stripes behind upcoming extents whose bytes are not on
 // this machine, whole and in the background. It never waits.
 func (f *fetcher) Ahead(extents []metastore.Extent) {
@@ -436,7 +443,7 @@ func (v *Volume) readAhead(ino Ino, extents []metastore.Extent, off, end uint64)
 		return
 	}
 	f := v.network.fetcher
-	if !f.sequential(ino, off, end) {
+	if !f.sequential(ino, off, end) || f.busyAhead() {
 		return
 	}
 	info, err := f.info(last.Remote.Stripe)
