@@ -133,6 +133,9 @@ func TestTCPIsDialledFirst(t *testing.T) {
 	if !ranked[0].Addr.Equal(addrs[2]) || ranked[0].Delay != 0 || !ranked[1].Addr.Equal(addrs[0]) || ranked[1].Delay != quicDelay || ranked[2].Delay != relayDelay {
 		t.Errorf("ranked %v", ranked)
 	}
+	if near := rankTCPFirst(fixedAddrs(t, "/ip4/127.0.0.1/udp/1/quic-v1", "/ip4/127.0.0.1/tcp/1")); near[1].Delay != quicDelayNear {
+		t.Errorf("ranked %v", near)
+	}
 	if alone := rankTCPFirst(addrs[:1]); alone[0].Delay != 0 {
 		t.Errorf("QUIC alone waits %s", alone[0].Delay)
 	}

@@ -35,6 +35,7 @@ const (
 	connsHigh          = membersMax
 	connsLow           = membersMax * 3 / 4
 	quicDelay          = 250 * time.Millisecond // behind TCP: half the CPU per byte on a LAN
+	quicDelayNear      = 2 * time.Second        // to a private address, where TCP fails at once or works
 	relayDelay         = 750 * time.Millisecond
 	streamWindowBytes  = 1 << 20 // at first; yamux grows it up to 16 MiB
 	relayBytesMax      = 1 << 30
@@ -157,17 +158,19 @@ func relayResources() relay.Resources {
 	return r
 }
 
-// rankTCPFirst dials TCP at once, QUIC after quicDelay, relays last.
+// rankTCPFirst dials TCP at once, QUIC after quicDelay, relays last. What wins
+// stays for the life of the connection, and a busy machine may take longer than
+// quicDelay to answer TCP: its neighbours wait quicDelayNear.
 func rankTCPFirst(addrs []multiaddr.Multiaddr) []network.AddrDelay {
 	ranked := make([]network.AddrDelay, 0, len(addrs))
-	var quic, relayed time.Duration
+	var quic, near, relayed time.Duration
 	for _, a := range addrs {
 		if isProtocol(a, multiaddr.P_CIRCUIT) {
 			continue
 		}
 		relayed = relayDelay
 		if isProtocol(a, multiaddr.P_TCP) {
-			quic = quicDelay
+			quic, near = quicDelay, quicDelayNear
 		}
 	}
 	for _, a := range addrs {
@@ -175,6 +178,8 @@ func rankTCPFirst(addrs []multiaddr.Multiaddr) []network.AddrDelay {
 		switch {
 		case isProtocol(a, multiaddr.P_CIRCUIT):
 			delay = relayed
+		case !isProtocol(a, multiaddr.P_TCP) && manet.IsPrivateAddr(a):
+			delay = near
 		case !isProtocol(a, multiaddr.P_TCP):
 			delay = quic
 		}
