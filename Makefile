@@ -79,3 +79,7 @@ integration: ## the whole system with real processes, real mounts and faults
 .PHONY: model
 model: ## random operations on a mount beside a reference in memory, with kills and power cuts; OPS=100000, SEED=
 	DEFS_MODEL_OPS=$(or $(OPS),100000) DEFS_MODEL_SEED=$(SEED) go test -count 1 -v -timeout 12h -run 'TestModel$$' ./integration/
+
+.PHONY: crash-points
+crash-points: ## crash every workload of one and of two calls at each call to the disk
+	DEFS_CRASH_POINTS=2 go test -count 1 -v -timeout 12h -run 'TestCrashPoints$$' ./volume/

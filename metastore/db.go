@@ -48,11 +48,15 @@ type Options struct {
 	Dir     string   // made when missing
 	Key     [32]byte // the device's key; seals every file
 	Journal Journal  // whose records are applied
+	FS      vfs.FS   // where Dir is; nil = the operating system's. Tests pass others (package crashfs)
 	Logger  *slog.Logger
 }
 
 // EnsureDefaults fills what may be left out.
 func (o *Options) EnsureDefaults() {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -103,7 +107,10 @@ type DB struct {
 // from Applied before anything else. ErrCorrupt says that files were damaged,
 // are sealed with another key, or are older than they were; rebuild the
 // metastore then from the published log and the journal.
-func Open(o Options) (*DB, error) { return open(o, vfs.Default, memTableBytes) }
+func Open(o Options) (*DB, error) {
+	o.EnsureDefaults()
+	return open(o, o.FS, memTableBytes)
+}
 
 func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 	o.EnsureDefaults()

@@ -55,6 +55,14 @@ type Options struct {
 	Fsync           string           // what Fsync waits for where no directory says so; default FsyncJournal
 	Clock           func() time.Time // nil = time.Now
 	Logger          *slog.Logger     // nil = no log
+
+	disk disk // tests put the local state on other disks
+}
+
+// disk is where the local state is: the zero value means the operating system's files.
+type disk struct {
+	journal       cache.FS
+	openMetastore func(metastore.Options) (*metastore.DB, error)
 }
 
 // EnsureDefaults fills what was left zero.
@@ -67,6 +75,9 @@ func (o *Options) EnsureDefaults() {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.disk.openMetastore == nil {
+		o.disk.openMetastore = metastore.Open
 	}
 }
 
@@ -152,7 +163,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	v.refs.orphans = make(map[Ino]struct{})
 	var err error
 	v.store, err = cache.Open(cache.Options{
-		Dir: filepath.Join(o.Dir, "journal"), Key: o.Key, Logger: o.Logger,
+		Dir: filepath.Join(o.Dir, "journal"), Key: o.Key, Logger: o.Logger, FS: o.disk.journal,
 		SegmentBytes: o.SegmentBytes, MaxJournalBytes: o.JournalMaxBytes, MaxCleanBytes: o.CleanMaxBytes,
 	})
 	if err != nil {
@@ -160,7 +171,7 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 	}
 	// The store derives its keys from the device key; the metastore uses the one that it is given.
 	metaKey := seal.LocalKey(o.Key).Derive("metastore", nil)
-	v.db, err = metastore.Open(metastore.Options{Dir: filepath.Join(o.Dir, "meta"), Key: metaKey, Journal: v.store})
+	v.db, err = o.disk.openMetastore(metastore.Options{Dir: filepath.Join(o.Dir, "meta"), Key: metaKey, Journal: v.store})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open volume: metastore: %w", advise(err)), v.store.Close())
 	}
