@@ -79,16 +79,22 @@ func newClusterAt(t *testing.T, device, policy string, count int, options ...fun
 	for i := range count {
 		c.nodes = append(c.nodes, &node{dir: filepath.Join(dir, "nodes", fmt.Sprint(i))})
 	}
+	c.startAll()
+	return c
+}
+
+// startAll starts the nodes, none of which runs.
+func (c *cluster) startAll() {
+	c.t.Helper()
 	c.startNode(0) // whom the others ask first
 	var starting sync.WaitGroup
-	for i := 1; i < count; i++ {
+	for i := 1; i < len(c.nodes); i++ {
 		starting.Go(func() { c.startNode(i) })
 	}
 	starting.Wait()
-	if t.Failed() {
-		t.FailNow()
+	if c.t.Failed() {
+		c.t.FailNow()
 	}
-	return c
 }
 
 func (c *cluster) write(path, text string) {
