@@ -150,6 +150,7 @@ func (h *Host) newMember(id placement.NodeID) *member {
 		id:       id,
 		calls:    make(chan struct{}, h.o.CallsPerPeerMax),
 		handlers: make(chan struct{}, h.o.HandlersPerPeerMax),
+		bodies:   semaphore.NewWeighted(max(BodyBytesMax, h.o.InboundBytesMax/4)),
 		rates:    newRates(),
 	}
 }

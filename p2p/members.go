@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/defs-fs/defs/p2p/wire"
@@ -28,8 +29,9 @@ const (
 // calls and handlers.
 type member struct {
 	id       placement.NodeID
-	calls    chan struct{} // slots of calls to it
-	handlers chan struct{} // slots of handlers for it
+	calls    chan struct{}       // slots of calls to it
+	handlers chan struct{}       // slots of handlers for it
+	bodies   *semaphore.Weighted // its share of Host.inboundBytes
 	idle     streamPool
 
 	said    *announcement

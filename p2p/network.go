@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
@@ -31,7 +32,8 @@ const (
 	connsPerPeerMax    = 16
 	connsPerIPMax      = 256  // many nodes may run on one machine
 	newConnsPerSecond  = 32   // of one IP
-	streamsPerPeerMax  = 2048 // all protocols
+	streamsPerPeerMax  = 768  // all protocols
+	requestStreamsMax  = 256  // of one peer and direction: its calls at once, and those that rest in its pool
 	connsHigh          = membersMax
 	connsLow           = membersMax * 3 / 4
 	quicDelay          = 250 * time.Millisecond // behind TCP: half the CPU per byte on a LAN
@@ -105,13 +107,17 @@ func resourceLimits() rcmgr.ConcreteLimitConfig {
 		Conns: connsPerPeerMax, ConnsInbound: connsPerPeerMax, ConnsOutbound: connsPerPeerMax,
 		FD: connsPerPeerMax, Memory: rcmgr.Unlimited64,
 	}
+	requests := streams
+	requests.Streams, requests.StreamsInbound, requests.StreamsOutbound = 2*requestStreamsMax, requestStreamsMax, requestStreamsMax
 	all := rcmgr.ResourceLimits{
 		Streams: rcmgr.Unlimited, StreamsInbound: rcmgr.Unlimited, StreamsOutbound: rcmgr.Unlimited,
 		Conns: 2 * connsHigh, ConnsInbound: 2 * connsHigh, ConnsOutbound: 2 * connsHigh,
 		FD: 2 * connsHigh, Memory: rcmgr.Unlimited64,
 	}
+	// Streams that have not named their protocol yet: no few peers may take all.
+	const unnamed = strangersMax * streamsPerPeerMax
 	transient := rcmgr.ResourceLimits{
-		Streams: 1024, StreamsInbound: 1024, StreamsOutbound: 1024,
+		Streams: unnamed, StreamsInbound: unnamed, StreamsOutbound: unnamed,
 		Conns: 512, ConnsInbound: 512, ConnsOutbound: 512, FD: 512, Memory: 256 << 20,
 	}
 	return rcmgr.PartialLimitConfig{
@@ -121,6 +127,7 @@ func resourceLimits() rcmgr.ConcreteLimitConfig {
 		ServicePeerDefault:  streams,
 		ProtocolDefault:     all,
 		ProtocolPeerDefault: streams,
+		ProtocolPeer:        map[protocol.ID]rcmgr.ResourceLimits{requestProtocol: requests},
 		PeerDefault:         streams,
 		Conn:                rcmgr.ResourceLimits{Conns: 1, ConnsInbound: 1, ConnsOutbound: 1, FD: 1, Memory: rcmgr.Unlimited64},
 		Stream:              rcmgr.ResourceLimits{Streams: 1, StreamsInbound: 1, StreamsOutbound: 1, Memory: rcmgr.Unlimited64},

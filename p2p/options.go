@@ -40,7 +40,7 @@ type HostOptions struct {
 
 	HandlersPerPeerMax int   // handlers that run at once for one peer; default 64
 	CallsPerPeerMax    int   // calls that run at once to one peer; default 64
-	InboundBytesMax    int64 // request bodies held at once; default 128 MiB, at least BodyBytesMax
+	InboundBytesMax    int64 // request bodies held at once; default 256 MiB, at least twice BodyBytesMax
 
 	Logger *slog.Logger // default: slog.Default()
 }
@@ -63,7 +63,7 @@ func (o *HostOptions) EnsureDefaults() {
 	setDefault(&o.IdleTimeout, 20*time.Second)
 	setDefault(&o.HandlersPerPeerMax, 64)
 	setDefault(&o.CallsPerPeerMax, 64)
-	setDefault(&o.InboundBytesMax, 128<<20)
+	setDefault(&o.InboundBytesMax, 256<<20)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -113,8 +113,8 @@ func (o *HostOptions) Validate() error {
 	if o.HandlersPerPeerMax < 1 || o.CallsPerPeerMax < 1 {
 		wrong("HandlersPerPeerMax and CallsPerPeerMax must be positive")
 	}
-	if o.InboundBytesMax < BodyBytesMax {
-		wrong("InboundBytesMax is %d, at least %d", o.InboundBytesMax, BodyBytesMax)
+	if o.InboundBytesMax < 2*BodyBytesMax {
+		wrong("InboundBytesMax is %d, at least %d", o.InboundBytesMax, 2*BodyBytesMax)
 	}
 	return errors.Join(errs...)
 }

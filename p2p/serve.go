@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/defs-fs/defs/p2p/wire"
@@ -102,10 +103,14 @@ func (h *Host) serveRequest(s network.Stream, r *bufio.Reader) error {
 		return ErrClosed
 	}
 	if n := int64(req.BodyBytes); n > 0 {
-		if err := h.inboundBytes.Acquire(h.ctx, n); err != nil {
-			return ErrClosed
+		// Its own share first: a member that claims bytes and does not send
+		// them waits for itself.
+		for _, room := range []*semaphore.Weighted{m.bodies, h.inboundBytes} {
+			if err := room.Acquire(h.ctx, n); err != nil {
+				return ErrClosed
+			}
+			defer room.Release(n)
 		}
-		defer h.inboundBytes.Release(n)
 	}
 	var buf []byte
 	if req.BodyBytes > inlineBodyBytes && req.BodyBytes <= bodyTrustBytes {
