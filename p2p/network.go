@@ -30,10 +30,10 @@ import (
 
 const (
 	connsPerPeerMax    = 16
-	connsPerIPMax      = 256  // many nodes may run on one machine
-	newConnsPerSecond  = 32   // of one IP
-	streamsPerPeerMax  = 768  // all protocols
-	requestStreamsMax  = 256  // of one peer and direction: its calls at once, and those that rest in its pool
+	connsPerIPMax      = 256 // many nodes may run on one machine
+	newConnsPerSecond  = 32  // of one IP
+	streamsPerPeerMax  = 768 // all protocols
+	requestStreamsMax  = 256 // of one peer and direction: its calls at once, and those that rest in its pool
 	connsHigh          = membersMax
 	connsLow           = membersMax * 3 / 4
 	quicDelay          = 250 * time.Millisecond // behind TCP: half the CPU per byte on a LAN
