@@ -51,6 +51,10 @@ install: build ## install for all users, with mount(8)'s helper and the systemd 
 programs: ## real programs inside a mount, each checked by its own results: 20 minutes; as root
 	./scripts/programs
 
+.PHONY: damage
+damage: ## spoil each file of a volume's local state in each way: 5 minutes
+	DEFS_DAMAGE=all go test -count 1 -v -timeout 30m -run TestDamageTable ./volume/
+
 .PHONY: bench
 bench: ## measure the stages, and the mount beside the native filesystem: 20 minutes at most; as root for all of it
 	go run ./bench

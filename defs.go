@@ -261,6 +261,40 @@ func New(ctx context.Context, o Options) (_ *Client, err error) {
 	return c, err
 }
 
+// repairWait bounds how long Repair waits for nodes to be heard.
+const repairWait = 10 * time.Second
+
+// Repair makes a volume mountable again whose local state is damaged, with the
+// peers' help where that is needed. It returns, in sentences, what it did.
+// No Client may have the directory open. Content is repaired by
+// Client.Volume().RepairContent afterwards.
+func Repair(ctx context.Context, o Options) (notes []string, err error) {
+	dev, err := volume.LoadDevice(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{device: dev}
+	if c.lock, err = lockDir(o.Dir); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.Close(ctx)) }()
+	known, err := knownPeers(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("repair: %w", err)
+	}
+	o.Peers = joinPeers(o.Peers, known)
+	c.hasPeers = len(o.Peers) > 0
+	if c.host, err = openHost(ctx, o, dev); err != nil {
+		return nil, err
+	}
+	heard, cancel := context.WithTimeout(ctx, repairWait)
+	defer cancel()
+	c.WaitNodes(heard)
+	return volume.Repair(ctx, o.Dir, dev, c.host, volume.Options{
+		JournalMaxBytes: o.JournalMaxBytes, CleanMaxBytes: o.CacheMaxBytes, Logger: o.Logger,
+	})
+}
+
 func openHost(ctx context.Context, o Options, dev *volume.Device) (*p2p.Host, error) {
 	key, err := p2p.LoadOrCreateKey(filepath.Join(o.Dir, peerKeyFile))
 	if err != nil {

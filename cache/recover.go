@@ -202,8 +202,10 @@ func (s *Store) openSegments(names []string) ([]*opened, error) {
 		if err := readFull(h, head, 0); err != nil {
 			return found, err
 		}
-		s.nextID = max(s.nextID, id+1)
 		header, err := decodeSegmentHeader(s.device.header, head)
+		if err != nil || header.ID == id { // a copy under another name counts for nothing
+			s.nextID = max(s.nextID, id+1)
+		}
 		if err != nil {
 			o.err = err
 			continue
@@ -258,7 +260,7 @@ func (s *Store) classify(found []*opened) (usable, useless []*opened, err error)
 			lost.Reason += fmt.Sprintf("; it is the newest one, and changes after record %d may have been in it", s.tail.Seq)
 			return nil, nil, lost
 		case o != nil && o.torn:
-			s.note("both tail slots of segment %d are damaged; its records are followed by their own hashes", id)
+			s.opts.Logger.Warn("both tail slots of a segment are damaged; its records are followed by their own hashes", "segment", id)
 			o.err = nil
 		default:
 			s.lose(id, lost.Reason)

@@ -132,7 +132,7 @@ func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 	db.pebble, err = pebble.Open(o.Dir, db.pebbleOptions(memTableBytes))
 	if err != nil {
 		db.cache.Unref()
-		return nil, wrapError("open", err)
+		return nil, openError(err)
 	}
 	db.reader = reader{src: newest{db}}
 	if err := db.load(); err != nil {
@@ -140,6 +140,19 @@ func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 	}
 	db.fs.state.park()
 	return db, nil
+}
+
+// openError tells damage from a disk that fails: Pebble has many words for files
+// that are missing or do not fit each other.
+func openError(err error) error {
+	var errno syscall.Errno
+	if errors.Is(err, ErrFailed) || errors.As(err, &errno) && errno != syscall.ENOENT {
+		return wrapError("open", err)
+	}
+	if !errors.Is(err, ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return wrapError("open", err)
 }
 
 // load reads the position and checks that the state is not older than what

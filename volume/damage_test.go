@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/defs-fs/defs/cache"
+	"github.com/defs-fs/defs/metastore"
 )
 
 // flip changes one bit of a file.
@@ -211,5 +212,190 @@ func TestMissingSegments(t *testing.T) {
 	_, err := OpenDevice(ctx, killed, v.dev, pool.device(t), Options{SegmentBytes: 8 << 20})
 	if err == nil || !strings.Contains(err.Error(), "fsck --repair") || !errors.Is(err, cache.ErrCorrupt) {
 		t.Errorf("opening without needed records: %v", err)
+	}
+}
+
+// repair repairs the closed volume and opens it.
+func (v *testVolume) repair(t *testing.T, pool *testPool) (notes string) {
+	t.Helper()
+	all, err := Repair(t.Context(), v.dir, v.dev, pool.device(t), Options{SegmentBytes: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.open(t, pool.device(t))
+	if _, _, err := v.RepairContent(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(all, "\n")
+}
+
+// damageMeta flips a bit in each of the metastore's larger files.
+func damageMeta(t *testing.T, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "meta", "*"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		if st, err := os.Stat(file); err == nil && st.Size() > 200 {
+			flip(t, file, 150)
+		}
+	}
+}
+
+// TestMetastoreIsMadeAnewFromTheJournal needs no peer while the journal has
+// all records.
+func TestMetastoreIsMadeAnewFromTheJournal(t *testing.T) {
+	pool := newTestPool(t, 6)
+	v := newTestVolume(t, pool, "rs-ratio:4+2")
+	data := random(300_000)
+	v.put(t, "file", data)
+	wait(t, v.Volume)
+	v.cutOff(t, pool)
+	v.put(t, "later", data[:1000])
+	if err := v.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	damageMeta(t, v.dir)
+	if _, err := OpenDevice(ctx, v.dir, v.dev, pool.device(t), Options{}); err == nil || !strings.Contains(err.Error(), "fsck --repair") {
+		t.Errorf("opening a damaged metastore: %v", err)
+	}
+	if notes := v.repair(t, pool); !strings.Contains(notes, "from the journal") || !strings.Contains(notes, "meta.damaged-") {
+		t.Error(notes)
+	}
+	defer func() { v.Close(ctx) }()
+	wantContent(t, v.Volume, "file", data)
+	wantContent(t, v.Volume, "later", data[:1000])
+	if _, wrong := faults(t, v.Volume); wrong != "" {
+		t.Error(wrong)
+	}
+	pool.restart()
+	wait(t, v.Volume)
+}
+
+// TestMetastoreIsMadeAnewFromTheHead: where the first records are gone, the
+// tree of the last head and the records behind it give all that there was.
+func TestMetastoreIsMadeAnewFromTheHead(t *testing.T) {
+	for _, behind := range []bool{false, true} {
+		t.Run(map[bool]string{false: "all published", true: "changes behind the head"}[behind], func(t *testing.T) {
+			pool := newTestPool(t, 6)
+			v := newTestVolume(t, pool, "rs-ratio:4+2")
+			files := map[string][]byte{}
+			put := func(name string, n int) Ino {
+				files[name] = random(n)
+				return v.put(t, name, files[name])
+			}
+			first := put("first", 300_000)
+			second := put("second", 500_000)
+			put("gone", 10_000)
+			wait(t, v.Volume)
+			v.reopen(t, pool)
+			if _, err := v.DropCache(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			put("third", 70_000)
+			wait(t, v.Volume)
+			used := v.network.publisher.sequenceUsed
+			next := v.nextID
+			if behind {
+				v.cutOff(t, pool)
+				copy(files["first"][1000:], "changed")
+				v.write(t, first, 1000, []byte("changed"))
+				files["second"] = files["second"][:200_001]
+				if _, err := v.SetAttr(ctx, second, SetAttr{Valid: SetSize, Size: 200_001}); err != nil {
+					t.Fatal(err)
+				}
+				put("fourth", 90_000)
+				if err := v.Unlink(ctx, RootIno, "gone"); err != nil {
+					t.Fatal(err)
+				}
+				delete(files, "gone")
+				if err := v.Rename(ctx, RootIno, "third", RootIno, "renamed", 0); err != nil {
+					t.Fatal(err)
+				}
+				files["renamed"] = files["third"]
+				delete(files, "third")
+			}
+			if err := v.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			damageMeta(t, v.dir)
+			if behind {
+				if _, err := Repair(ctx, v.dir, v.dev, pool.device(t), Options{SegmentBytes: 8 << 20}); err == nil || !strings.Contains(err.Error(), "majority") {
+					t.Errorf("repair without nodes: %v", err)
+				}
+			}
+			pool.restart()
+			if notes := v.repair(t, pool); !strings.Contains(notes, "from head") {
+				t.Error(notes)
+			}
+			check := func(v *Volume) {
+				t.Helper()
+				for name, data := range files {
+					wantContent(t, v, name, data)
+				}
+				entries := 0
+				if err := v.db.ReadDir(RootIno, 0, func(metastore.Dirent) bool { entries++; return true }); err != nil || entries != len(files) {
+					t.Errorf("%d entries, want %d: %v", entries, len(files), err)
+				}
+				if _, wrong := faults(t, v); wrong != "" {
+					t.Error(wrong)
+				}
+				checkInvariants(t, v)
+			}
+			check(v.Volume)
+			if v.network.publisher.sequenceUsed < used || v.nextID < next {
+				t.Errorf("head sequence %d after %d, inode %d after %d", v.network.publisher.sequenceUsed, used, v.nextID, next)
+			}
+			put("later", 40_000)
+			wait(t, v.Volume)
+			check(v.Volume)
+			if err := v.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			r := recoverVolume(t, pool, v.words)
+			defer r.Close(ctx)
+			check(r.Volume)
+		})
+	}
+}
+
+// TestLostLocalStateReplacesNothing: with the device file alone a volume must
+// not pass for an empty one, nor take the place of what is published.
+func TestLostLocalStateReplacesNothing(t *testing.T) {
+	pool := newTestPool(t, 6)
+	v := newTestVolume(t, pool, "rs-ratio:4+2")
+	data := random(100_000)
+	v.put(t, "file", data)
+	wait(t, v.Volume)
+	if err := v.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"meta", "journal"} {
+		if err := os.RemoveAll(filepath.Join(v.dir, part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.open(t, pool.device(t))
+	v.put(t, "other", data[:100])
+	until(t, "the volume to refuse", func() bool { return v.failure() != nil })
+	if err := v.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r := recoverVolume(t, pool, v.words)
+	wantContent(t, r.Volume, "file", data)
+	if err := r.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"meta", "journal"} {
+		if err := os.RemoveAll(filepath.Join(v.dir, part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.repair(t, pool)
+	wantContent(t, v.Volume, "file", data)
+	wait(t, v.Volume)
+	if err := v.Close(ctx); err != nil {
+		t.Fatal(err)
 	}
 }

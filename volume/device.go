@@ -215,7 +215,7 @@ func LoadDevice(dir string) (*Device, error) {
 func parseDevice(b []byte) (*Device, error) {
 	d := &Device{}
 	if err := json.Unmarshal(b, d); err != nil {
-		return nil, fmt.Errorf("load device: %w", err)
+		return nil, fmt.Errorf("load device: %s is damaged: %w. Restore it from a copy, or recover the volume from its 24 words into another directory with defs recover", deviceFile, err)
 	}
 	sum, err := d.checksum()
 	if err != nil {
@@ -225,7 +225,7 @@ func parseDevice(b []byte) (*Device, error) {
 	case d.Version != 1:
 		return nil, fmt.Errorf("load device: version %d is not known; use a newer defs", d.Version)
 	case !bytes.Equal(d.Checksum, sum):
-		return nil, fmt.Errorf("load device: %s is damaged: its checksum does not match; recover the volume from its words into another directory", deviceFile)
+		return nil, fmt.Errorf("load device: %s is damaged: its checksum does not match. Restore it from a copy, or recover the volume from its 24 words into another directory with defs recover", deviceFile)
 	case len(d.Volume) != 16 || len(d.LocalKey) != 32 || d.Slot == 0 || len(d.Bundles) == 0 ||
 		len(d.Authority) != ed25519.PublicKeySize || len(d.RecoveryPeer) != ed25519.PublicKeySize || len(d.SignSeed) != ed25519.SeedSize:
 		return nil, errors.New("load device: a key is missing or has the wrong length")

@@ -14,6 +14,7 @@ import (
 type Fault struct {
 	Ino    Ino // 0 for the volume as a whole
 	Detail string
+	Lost   bool // bytes that are known to be lost, at a place where reads fail
 }
 
 // Checked is what Fsck looked at.
@@ -47,6 +48,12 @@ func (v *Volume) Fsck(ctx context.Context, report func(Fault)) (Checked, error) 
 	}
 	for _, s := range v.store.Lost() {
 		c.fault(0, "segment %d is lost: %s. No record of it is needed any more; files whose only copy was in it are listed below", s.ID, s.Reason)
+	}
+	if err := v.db.Verify(ctx); errors.Is(err, metastore.ErrCorrupt) {
+		c.fault(0, "%v; run defs fsck --repair", err)
+		return c.checked, nil
+	} else if err != nil {
+		return c.checked, wrap("fsck", 0, err)
 	}
 	if err := errors.Join(c.walk(), c.inodes(total)); err != nil {
 		return c.checked, wrap("fsck", 0, err)
@@ -93,7 +100,7 @@ type checker struct {
 }
 
 func (c *checker) fault(ino Ino, format string, args ...any) {
-	c.report(Fault{ino, fmt.Sprintf(format, args...)})
+	c.report(Fault{Ino: ino, Detail: fmt.Sprintf(format, args...)})
 }
 
 // walk follows every entry from the root and counts links.
@@ -220,7 +227,7 @@ func (c *checker) content(ino Ino, e metastore.Extent) error {
 		}
 	}
 	if e.Lost() {
-		c.fault(ino, "%d bytes at %d are lost", e.Len, e.Off)
+		c.report(Fault{Ino: ino, Detail: fmt.Sprintf("%d bytes at %d are lost", e.Len, e.Off), Lost: true})
 		return nil
 	}
 	if !e.HasLocal() || !c.segments[e.Local.Segment] {

@@ -71,8 +71,8 @@ func (p *publisher) headBody(old *headpb.Body, cut, generationNext uint64, refs 
 const metaSequence = "head-sequence"
 
 // sequenceUsed reads metaSequence; least is what is known otherwise.
-func (v *Volume) sequenceUsed(least uint64) (uint64, error) {
-	b, err := v.db.Meta(metaSequence)
+func sequenceUsed(r metastore.Reader, least uint64) (uint64, error) {
+	b, err := r.Meta(metaSequence)
 	if errors.Is(err, metastore.ErrNotFound) {
 		return least, nil
 	}
@@ -129,6 +129,12 @@ func (p *publisher) putHead(ctx context.Context, sequence uint64, previous []byt
 		}
 	}
 	acks, nodes, newer, err := spread(ctx, p.t, p.log, head)
+	if first && newer > 0 {
+		// Where there is no head there is nothing of what the newer one covers.
+		err := fmt.Errorf("nodes keep head %d of this device, whose local state knows of none: it has been lost. What is published is not replaced. Unmount and run defs fsck --repair", newer)
+		p.v.fail(err)
+		return nil, 0, 0, err
+	}
 	if newer > 0 {
 		// A log that an older state goes on with may be gone by now.
 		p.sequenceUsed, p.newLog = max(p.sequenceUsed, newer), true
@@ -141,6 +147,19 @@ func (p *publisher) putHead(ctx context.Context, sequence uint64, previous []byt
 		p.log.Debug("head not announced", "err", err)
 	}
 	return head, acks, nodes, nil
+}
+
+// openBody opens and decodes a head of the key's device slot.
+func openBody(key seal.HeadKey, h *wire.Head) (*headpb.Body, error) {
+	plain, err := key.OpenHead(h.Sequence, h.Sealed)
+	body := &headpb.Body{}
+	if err == nil {
+		err = proto.Unmarshal(plain, body)
+	}
+	if err != nil || body.Version != 1 || len(body.Volume) != 16 {
+		return nil, fmt.Errorf("it cannot be read: %w", errors.Join(err, ErrNoHead))
+	}
+	return body, nil
 }
 
 func signHead(key []byte, sequence uint64, previous, plain []byte) (*wire.Head, error) {

@@ -149,7 +149,7 @@ func (v *Volume) newPublisher(dev *Device, keys *keyring, stripes *stripe.Store,
 	case !errors.Is(err, metastore.ErrNotFound):
 		return nil, err
 	}
-	if p.sequenceUsed, err = v.sequenceUsed(p.sequence); err != nil {
+	if p.sequenceUsed, err = sequenceUsed(v.db, p.sequence); err != nil {
 		return nil, err
 	}
 	if err := v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {

@@ -148,13 +148,9 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport, log *slog.
 			continue
 		}
 		highest = max(highest, s)
-		plain, err := r.HeadKey(s).OpenHead(h.Sequence, h.Sealed)
-		body := &headpb.Body{}
-		if err == nil {
-			err = proto.Unmarshal(plain, body)
-		}
-		if err != nil || body.Version != 1 || len(body.Volume) != 16 {
-			return nil, 0, fmt.Errorf("the head of device %d cannot be read: %w", s, errors.Join(err, ErrNoHead))
+		body, err := openBody(r.HeadKey(s), h)
+		if err != nil {
+			return nil, 0, fmt.Errorf("the head of device %d: %w", s, err)
 		}
 		if newest == nil || body.Time > newest.Time {
 			newest = body
@@ -244,28 +240,47 @@ func adoptBody(r *seal.Recovery, body *headpb.Body, slot uint16) (*Device, error
 
 // rebuild applies the checkpoint and the log to the empty tree of v.
 func (v *Volume) rebuild(ctx context.Context, dev *Device, body *headpb.Body, t p2p.Transport) (entries int, err error) {
-	keys, err := newKeyring(dev)
-	if err != nil {
-		return 0, err
-	}
-	unpack, err := chunker.NewCompressor(1)
-	if err != nil {
-		return 0, err
-	}
-	stripes := stripe.NewStore(stripe.Options{Transport: t, Volume: [16]byte(dev.Volume), Bundle: keys.Bundle, Epoch: keys.Epoch, Logger: v.log})
-	b := &rebuilder{v: v}
-	for i, seg := range body.Segments {
-		if err := v.rebuildStripe(ctx, dev, keys, stripes, unpack, seg, b); err != nil {
-			return b.entries, fmt.Errorf("log stripe %d of %d: %w", i+1, len(body.Segments), err)
-		}
-	}
-	if err := b.flush(); err != nil {
+	b := &logBatch{apply: func(entries []logEntry) error {
+		_, err := v.commit(func(t *tx) error {
+			for _, e := range entries {
+				var err error
+				if e.value, err = adoptValue(e.key, e.value); err != nil {
+					return err
+				}
+				if err := e.applyTo(t.Txn); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return err
+	}}
+	if err := readLog(ctx, dev, body, t, v.log, b); err != nil {
 		return b.entries, err
 	}
 	return b.entries, v.recount()
 }
 
-func (v *Volume) rebuildStripe(ctx context.Context, dev *Device, keys *keyring, stripes *stripe.Store, unpack *chunker.Compressor, seg *headpb.Stripe, b *rebuilder) error {
+// readLog reads checkpoint and log of a head from the pool, in order.
+func readLog(ctx context.Context, dev *Device, body *headpb.Body, t p2p.Transport, log *slog.Logger, b *logBatch) error {
+	keys, err := newKeyring(dev)
+	if err != nil {
+		return err
+	}
+	unpack, err := chunker.NewCompressor(1)
+	if err != nil {
+		return err
+	}
+	stripes := stripe.NewStore(stripe.Options{Transport: t, Volume: [16]byte(dev.Volume), Bundle: keys.Bundle, Epoch: keys.Epoch, Logger: log})
+	for i, seg := range body.Segments {
+		if err := readLogStripe(ctx, dev, keys, stripes, unpack, seg, b); err != nil {
+			return fmt.Errorf("log stripe %d of %d: %w", i+1, len(body.Segments), err)
+		}
+	}
+	return b.flush()
+}
+
+func readLogStripe(ctx context.Context, dev *Device, keys *keyring, stripes *stripe.Store, unpack *chunker.Compressor, seg *headpb.Stripe, b *logBatch) error {
 	if len(seg.Id) != 16 {
 		return fmt.Errorf("%w: stripe id of %d bytes", errLog, len(seg.Id))
 	}
@@ -305,15 +320,15 @@ func (v *Volume) rebuildStripe(ctx context.Context, dev *Device, keys *keyring, 
 	return nil
 }
 
-// rebuilder applies log entries in batches.
-type rebuilder struct {
-	v       *Volume
+// logBatch gathers log entries and applies them in batches.
+type logBatch struct {
+	apply   func([]logEntry) error
 	batch   []logEntry
 	bytes   int
 	entries int
 }
 
-func (b *rebuilder) add(e logEntry) error {
+func (b *logBatch) add(e logEntry) error {
 	b.batch = append(b.batch, e)
 	b.bytes += len(e.key) + len(e.value)
 	b.entries++
@@ -323,38 +338,28 @@ func (b *rebuilder) add(e logEntry) error {
 	return b.flush()
 }
 
-func (b *rebuilder) flush() error {
+func (b *logBatch) flush() error {
 	batch := b.batch
 	b.batch, b.bytes = nil, 0
 	if len(batch) == 0 {
 		return nil
 	}
-	_, err := b.v.commit(func(t *tx) error {
-		for _, e := range batch {
-			if e.value == nil {
-				if err := t.DeleteTree(e.key); err != nil {
-					return err
-				}
-				continue
-			}
-			value, err := adoptValue(e.key, e.value)
-			if err != nil {
-				return err
-			}
-			if err := t.PutTree(e.key, value); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return err
+	return b.apply(batch)
+}
+
+// applyTo makes the entry's change.
+func (e logEntry) applyTo(t *metastore.Txn) error {
+	if e.value == nil {
+		return t.DeleteTree(e.key)
+	}
+	return t.PutTree(e.key, e.value)
 }
 
 // adoptValue returns the value that a log entry has in the tree of the device
 // that recovers: of a stripe it is noted that another device has made it.
 func adoptValue(key, value []byte) ([]byte, error) {
 	k, err := metastore.ParseTreeKey(key)
-	if err != nil || k.Kind != 's' {
+	if err != nil || k.Kind != 's' || value == nil {
 		return value, err
 	}
 	var info metastore.StripeInfo
