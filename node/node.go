@@ -22,6 +22,7 @@ import (
 
 const (
 	healQueueMax   = 256
+	damagedMax     = 4096 // shards; an older one is found damaged again when it is read
 	lookupQueueMax = 64
 	usageInterval  = 10 * time.Second
 	// messageRoom is what the records of one message may take: the bound of a
@@ -45,6 +46,7 @@ type Node struct {
 	answered  *lru.Cache[string, struct{}] // nonces of lookups
 
 	heals   chan shardstore.Key
+	damaged *lru.Cache[shardstore.Key, struct{}] // that no partner could heal
 	lookups chan lookup
 	mirrors mirrors
 
@@ -69,12 +71,16 @@ func New(o Options) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("new node: %w", err)
 	}
+	damaged, err := lru.New[shardstore.Key, struct{}](damagedMax)
+	if err != nil {
+		return nil, fmt.Errorf("new node: %w", err)
+	}
 	n := &Node{
 		o: o, store: o.Store, transport: o.Transport, log: o.Logger,
 		putBytes: semaphore.NewWeighted(o.PutBytesMax), readBytes: semaphore.NewWeighted(o.ReadBytesMax),
 		rebuilds: semaphore.NewWeighted(rebuildBytes),
 		answers:  rate.NewLimiter(rate.Limit(o.AnswersPerSecond), lookupQueueMax), answered: answered,
-		heals: make(chan shardstore.Key, healQueueMax), lookups: make(chan lookup, lookupQueueMax),
+		heals: make(chan shardstore.Key, healQueueMax), damaged: damaged, lookups: make(chan lookup, lookupQueueMax),
 	}
 	n.counters.peers = map[placement.NodeID]*window{}
 	n.stripes.busy = map[[32]byte]reservation{}

@@ -133,7 +133,8 @@ func (n *Node) column(from p2p.Peer, req *wire.ColumnRequest) (*wire.Column, err
 	return &wire.Column{Column: r.Column[:], CodedRoot: root[:]}, nil
 }
 
-// hasShards tells which shards are stored. No shard's bytes are read.
+// hasShards tells which shards are stored and not known to be damaged beyond
+// healing here: who asks then rebuilds them elsewhere. No shard's bytes are read.
 func (n *Node) hasShards(op *wire.HasShards) (*wire.HasShardsReply, error) {
 	if err := checkBatch(len(op.Shards)); err != nil {
 		return nil, err
@@ -144,17 +145,23 @@ func (n *Node) hasShards(op *wire.HasShards) (*wire.HasShardsReply, error) {
 		if err != nil {
 			return nil, err
 		}
-		rep.Held[i] = n.store.Has(key)
+		rep.Held[i] = n.has(key)
 	}
 	return rep, nil
 }
+
+func (n *Node) has(key shardstore.Key) bool { return n.store.Has(key) && !n.damaged.Contains(key) }
 
 // healer replaces damaged shards by their partners' copies.
 func (n *Node) healer(ctx context.Context) {
 	for {
 		select {
 		case key := <-n.heals:
-			if err := n.heal(ctx, key); err != nil && ctx.Err() == nil {
+			err := n.heal(ctx, key)
+			if err == nil {
+				n.damaged.Remove(key)
+			} else if ctx.Err() == nil {
+				n.damaged.Add(key, struct{}{})
 				n.log.Error("A damaged shard was not healed; parity restores it when its holder is given up.", "shard", key.String(), "err", err)
 			}
 		case <-ctx.Done():

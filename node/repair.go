@@ -232,7 +232,7 @@ func (n *Node) heldBy(ctx context.Context, id placement.NodeID, keys []shardstor
 	held := make([]bool, len(keys))
 	if id == n.transport.Self() {
 		for i, key := range keys {
-			held[i] = n.store.Has(key)
+			held[i] = n.has(key)
 		}
 		return held, nil
 	}

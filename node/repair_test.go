@@ -154,6 +154,22 @@ func TestEmptiedHolderIsNoticed(t *testing.T) {
 	})
 }
 
+// A shard that is damaged where it has no mirror is given up once its holder has
+// noticed, and rebuilt elsewhere.
+func TestDamagedShardIsReplaced(t *testing.T) {
+	p := newPool(t, 7)
+	s := newStripe(t, 2, 2, 16<<10)
+	p.place(s, false)
+	damage(t, p.nodes[nodeID(1)].dir, s.bodies[1][100:200])
+	if _, _, err := p.call(nodeID(1), getShard(s, 1, 0, 0), nil); p2p.StatusOf(err) != wire.Status_STATUS_CORRUPT {
+		t.Fatalf("the damage was not noticed: %v", err)
+	}
+	eventually(t, "the repair", func() bool {
+		h := p.holders(s, false)[1]
+		return h.Primary != string(nodeID(1)) && p.nodes[placement.NodeID(h.Primary)].store.Has(s.key(1))
+	})
+}
+
 // Fewer than k shards are left: nothing is invented, and when a holder is back,
 // the others are rebuilt.
 func TestTooFewShardsWait(t *testing.T) {

@@ -179,7 +179,7 @@ func TestErrnoTable(t *testing.T) {
 }
 
 func TestOptionsNameEveryViolation(t *testing.T) {
-	o := Options{Device: 1 << 15, CleanMaxBytes: -1}
+	o := Options{Device: 1 << 15, CleanMaxBytes: -1, Fsync: FsyncJournal}
 	err := o.Validate()
 	if err == nil {
 		t.Fatal("accepted")
