@@ -98,9 +98,13 @@ func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	n.mu.Lock()
-	if n.closed || n.done != nil {
+	if n.closed {
 		n.mu.Unlock()
-		return errors.New("run node: closed or running already")
+		return nil // Close was quicker
+	}
+	if n.done != nil {
+		n.mu.Unlock()
+		return errors.New("run node: running already")
 	}
 	done := make(chan struct{})
 	n.cancel, n.done = cancel, done
