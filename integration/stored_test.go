@@ -173,7 +173,7 @@ func TestStatesAreWhatNodesHold(t *testing.T) {
 			status := c.status()
 			c.killAll()
 			stores = c.readStores()
-			if len(stores.stripes) < status.Health.Stripes || status.Health.Stripes < 8 {
+			if len(stores.stripes) < status.Health.Stripes || status.Health.Stripes < 6 {
 				t.Errorf("the volume counts %d stripes, the nodes have %d", status.Health.Stripes, len(stores.stripes))
 			}
 			for blind, s := range stores.stripes {

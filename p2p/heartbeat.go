@@ -228,11 +228,21 @@ func (h *Host) pullMembers(m *member) {
 		if len(page) > memberPageMax {
 			return
 		}
+		recovery := false
 		for _, said := range page {
+			id := placement.NodeID(said.GetCertificate().GetPeer())
+			recovery = recovery || Role(said.GetCertificate().GetRole()) == RoleRecovery && h.table.get(id) == nil
 			if _, err := h.table.learn(said, time.Now()); err != nil {
 				h.log.Debug("A member list held a wrong entry.", "peer", string(m.id), "err", err)
 			}
-			after = max(after, said.GetCertificate().GetPeer())
+			after = max(after, string(id))
+		}
+		if recovery {
+			// A volume's words are of use only where somebody remembers its recovery
+			// member, also when all stop now.
+			if err := h.saveMembers(); err != nil {
+				h.log.Error("The member file could not be written; a restart will not know a volume's recovery member.", "err", err)
+			}
 		}
 		h.lookAgain()
 		if !rep.GetMembers().GetMore() || len(page) == 0 {
