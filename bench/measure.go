@@ -152,7 +152,7 @@ func isHung(err error) bool { return errors.Is(err, errHung) }
 // waitAborted gives a turn that is over a moment to notice.
 func waitAborted(ended <-chan error) error {
 	select {
-	case <-ended: //nolint:errcheck // whatever it says, it has ended
+	case <-ended: // whatever it says, it has ended
 		return nil
 	case <-time.After(abortTimeout):
 		return errHung

@@ -99,9 +99,9 @@ func (t *T) interruptible(call func() error) func(interrupt bool) error {
 
 // withoutRestart makes a signal end system calls that wait: the handler of a Go program restarts them.
 func withoutRestart(s syscall.Signal) error {
-	type action struct {
-		handler, flags, restorer uintptr
-		mask                     uint64
+	type action struct { // the kernel's struct sigaction
+		_, flags, _ uintptr // handler, flags, restorer
+		_           uint64  // mask
 	}
 	var a [1]action
 	if _, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), 0, uintptr(pointer(a[:])), 8, 0, 0); e != 0 {

@@ -130,7 +130,7 @@ func (c pathCall) noSearch(t *T) {
 func anyNames(t *T) {
 	names := []string{
 		strings.Repeat("x", 255), strings.Repeat("ü", 127) + "x", " ", "\n", "\x01", "\xff\xfe", "a\xc3", "-", "~", "\\", "*?[", "...", ".x", "é", "e\u0301",
-		"con", "a:b", "ＦＵＬＬ", "‮", "🙂", "A", "a",
+		"con", "a:b", "ＦＵＬＬ", "\u202e", "🙂", "A", "a",
 	}
 	for c := 1; c < 256; c++ {
 		if c != '/' && c != '.' && !strings.ContainsRune(" \n\x01-~Aa\\", rune(c)) {

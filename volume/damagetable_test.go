@@ -275,7 +275,7 @@ func (b *damageBase) tryDamaged(t *testing.T, dir string, transport *pooltest.Fa
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	v, err := OpenDevice(ctx, dir, b.v.dev, transport, damageOptions)
-	how := "opened"
+	var how string
 	if err == nil {
 		// What is wrong may only show when it is looked at.
 		lost, right := b.look(t, v, true)
