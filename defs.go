@@ -468,6 +468,7 @@ type RecoverOptions struct {
 	Words  string   // the 24 words
 	Peers  []string // multiaddrs, with /p2p/ID, of some of the pool's nodes
 	Ticket string   // of the pool; only needed where the pool was founded by somebody else
+	Head   uint16   // device whose state is taken; 0: the newest
 	Logger *slog.Logger
 }
 
@@ -515,7 +516,7 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 	if err := host.WaitMembers(settle, knownNodes(settle, host)); err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
-	report, err := volume.Recover(ctx, o.Dir, root, host, volume.Options{
+	report, err := volume.Recover(ctx, o.Dir, root, host, o.Head, volume.Options{
 		Logger: o.Logger, RootUID: uint32(os.Getuid()), RootGID: uint32(os.Getgid()),
 	})
 	if err != nil {

@@ -49,6 +49,9 @@ type Device struct {
 	Bundles      [][]byte `json:"bundles"`            // epoch bundles
 	Pool         []byte   `json:"pool"`               // public key of the pool
 	PoolKey      []byte   `json:"pool_key,omitempty"` // Ed25519 seed, on the founder's devices
+	// Contains lists, by ascending slot, the heads that the tree of a recovered
+	// device comes from: the one that was taken is the last.
+	Contains []HeadRef `json:"contains,omitempty"`
 	// Checksum covers all of the above. A key with a flipped bit would still
 	// seal, and what it seals nobody could recover.
 	Checksum []byte `json:"checksum"` // SHA-256

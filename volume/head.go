@@ -34,10 +34,16 @@ const (
 // headBody describes the published volume: the old log and what this cut adds,
 // or a new checkpoint alone.
 func (p *publisher) headBody(old *headpb.Body, cut, generationNext uint64, refs []*headpb.Stripe, checkpoint bool) (*headpb.Body, error) {
+	newest := old.GetTime()
+	var contains []*headpb.Contained
+	for _, c := range p.dev.Contains {
+		newest = max(newest, c.Time.UnixNano())
+		contains = append(contains, &headpb.Contained{Slot: uint32(c.Device), Sequence: c.Sequence, Time: c.Time.UnixNano()})
+	}
 	body := &headpb.Body{
 		Version: 1, Volume: p.dev.Volume, Name: p.dev.Name, Slot: uint32(p.dev.Slot), Cut: cut,
-		Time: max(p.v.clock().UnixNano(), old.GetTime()+1), Policy: p.dev.Policy, Chain: p.dev.Chain, Pool: p.dev.Pool,
-		GenerationNext: generationNext,
+		Time: max(p.v.clock().UnixNano(), newest+1), Policy: p.dev.Policy, Chain: p.dev.Chain, Pool: p.dev.Pool,
+		GenerationNext: generationNext, Contains: contains,
 	}
 	if checkpoint {
 		body.Segments, body.CheckpointStripes = refs, uint32(len(refs))

@@ -136,13 +136,14 @@ func exampleBody(t *testing.T) *headpb.Body {
 		t.Fatal(err)
 	}
 	return &headpb.Body{
-		Version: 1, Volume: count(0xb0, 16), Name: "home", Slot: 1, Cut: 42, Time: 1_700_000_000_000_000_000,
+		Version: 1, Volume: count(0xb0, 16), Name: "home", Slot: 2, Cut: 42, Time: 1_700_000_000_000_000_000,
 		Policy: "rs-ratio:1+1", Chain: []byte{1, 2}, Bundles: [][]byte{{3, 4}}, Pool: count(0xc0, 32),
 		Segments: []*headpb.Stripe{{
 			Id: count(0xa0, 16), Info: b,
 			Slices: []*headpb.Slice{{Offset: 0, StoredBytes: 102, PlainBytes: 102}},
 		}},
 		GenerationNext: 4, CheckpointStripes: 1,
+		Contains: []*headpb.Contained{{Slot: 1, Sequence: 7, Time: 1_600_000_000_000_000_000}},
 	}
 }
 

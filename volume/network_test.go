@@ -147,7 +147,7 @@ func recoverVolume(t *testing.T, pool *testPool, words string) *testVolume {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	report, err := Recover(t.Context(), dir, root, pool.device(t), Options{SegmentBytes: 8 << 20})
+	report, err := Recover(t.Context(), dir, root, pool.device(t), 0, Options{SegmentBytes: 8 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

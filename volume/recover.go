@@ -1,11 +1,14 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -36,39 +39,68 @@ const (
 // ErrNoHead: no node that could be asked holds a head for these words.
 var ErrNoHead = errors.New("no head found for these words")
 
+// HeadRef names a head: what one device had published at one time.
+type HeadRef struct {
+	Device   uint16    `json:"device"` // slot
+	Sequence uint64    `json:"head"`
+	Time     time.Time `json:"time"`
+}
+
+// LeftHead is a head that a recovery has not taken, and that the one it has
+// taken does not contain: what its device changed after Since is not merged.
+type LeftHead struct {
+	HeadRef
+	Since   *HeadRef `json:"since,omitempty"`   // the newest state that both go on from; nil if it is not known
+	Problem string   `json:"problem,omitempty"` // why it could not be read, if it could not
+}
+
 // Recovered says what Recover brought back.
 type Recovered struct {
 	Device   *Device
-	Cut      time.Time // when the recovered head was published
-	Entries  int       // log entries applied
-	Segments int       // stripes of checkpoint and log read
+	Head     HeadRef    // that was taken
+	Left     []LeftHead // of other devices, newest first
+	Warnings []string   // in sentences
+	Entries  int        // log entries applied
+	Segments int        // stripes of checkpoint and log read
 }
 
-// Recover brings a volume back from its root secret alone: it finds the newest
-// head among the pool's nodes, enrols this machine as a new device, and
-// rebuilds the tree in an empty directory. Content stays with the peers and is
-// fetched as it is read. transport must have joined as the recovery peer. The
-// caller saves Recovered.Device.
-func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Transport, o Options) (*Recovered, error) {
+// Recover brings a volume back from its root secret alone: it finds the heads
+// among the pool's nodes, takes one, enrols this machine as a new device, and
+// rebuilds the tree in an empty directory. from is the slot of the device whose
+// head is taken; 0 takes the newest of those that no other one contains. Heads
+// are not merged; those that are left stay with the nodes, with their content.
+// Content stays with the peers and is fetched as it is read. transport must
+// have joined as the recovery peer. The caller saves Recovered.Device.
+func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Transport, from uint16, o Options) (*Recovered, error) {
 	recovery, err := root.Recovery()
 	if err != nil {
 		return nil, err
 	}
 	o.EnsureDefaults()
-	slot, err := takeSlot(ctx, recovery, transport, o.Logger)
+	out := &Recovered{}
+	slot, err := takeSlot(ctx, recovery, transport, from, o.Logger, out)
 	if err != nil {
 		return nil, err
 	}
 	// Only now: what the head names is not deleted by its device any more.
-	body, _, err := findHead(ctx, recovery, transport, o.Logger)
+	f, err := findHeads(ctx, recovery, transport)
 	if err != nil {
 		return nil, err
 	}
+	taken, err := f.choose(from)
+	if err != nil {
+		return nil, err
+	}
+	if f.answered <= f.asked/2 {
+		out.warn("only %d of the pool's %d nodes answered: others may keep a newer state of the volume", f.answered, f.asked)
+	}
+	body := taken.body
 	dev, err := adoptBody(recovery, body, slot)
 	if err != nil {
 		return nil, err
 	}
-	out := &Recovered{Device: dev, Cut: time.Unix(0, body.Time), Segments: len(body.Segments)}
+	dev.Contains = taken.contains()
+	out.Device, out.Head, out.Left, out.Segments = dev, taken.ref(), f.left(taken), len(body.Segments)
 	// The caller saves the device file last, so that a recovery that was cut
 	// short is started again, not mounted.
 	if _, err := LoadDevice(dir); err == nil {
@@ -86,30 +118,141 @@ func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Tran
 	return out, nil
 }
 
+func (r *Recovered) warn(format string, args ...any) {
+	r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...))
+}
+
 // takeSlot publishes a list of devices with one slot more and returns that
 // slot. No device takes one that another has taken, whether or not that one
-// has published anything yet.
-func takeSlot(ctx context.Context, r *seal.Recovery, t p2p.Transport, log *slog.Logger) (uint16, error) {
+// has published anything yet. Without the head that is wanted it takes none.
+func takeSlot(ctx context.Context, r *seal.Recovery, t p2p.Transport, from uint16, log *slog.Logger, out *Recovered) (uint16, error) {
 	for range slotAttempts {
-		_, highest, err := findHead(ctx, r, t, log)
+		f, err := findHeads(ctx, r, t)
 		if err != nil {
 			return 0, err
 		}
-		newer, err := putDevices(ctx, t, log, r.HeadKey(0).Marshal(), highest+1)
+		if _, err := f.choose(from); err != nil {
+			return 0, err
+		}
+		newer, err := putDevices(ctx, t, log, r.HeadKey(0).Marshal(), f.highest+1)
 		if newer > 0 && ctx.Err() == nil {
 			continue // another machine was quicker
 		}
 		if err != nil {
-			log.Warn("this machine could not be put on the list of the volume's devices; if another one still writes to the volume, it may delete what this one needs", "err", err)
+			out.warn("this machine could not be put on the list of the volume's devices (%v): if another one still writes to the volume, it may delete what this one needs", err)
 		}
-		return highest + 1, ctx.Err()
+		return f.highest + 1, ctx.Err()
 	}
 	return 0, errors.New("other machines keep taking slots of this volume; try again when they are done")
 }
 
-// findHead returns the newest head's body among all slots, and the highest
-// slot that a device has taken.
-func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport, log *slog.Logger) (body *headpb.Body, highest uint16, err error) {
+// foundHead is the newest head of one device.
+type foundHead struct {
+	slot uint16
+	head *wire.Head
+	body *headpb.Body // nil if it cannot be read
+	err  error        // why
+}
+
+func (h *foundHead) ref() HeadRef {
+	ref := HeadRef{Device: h.slot, Sequence: h.head.Sequence}
+	if h.body != nil {
+		ref.Time = time.Unix(0, h.body.Time).UTC()
+	}
+	return ref
+}
+
+// contains lists, by ascending slot, the newest head of each device that this
+// one contains; the last is itself.
+func (h *foundHead) contains() (list []HeadRef) {
+	for _, c := range h.body.GetContains() {
+		list = append(list, HeadRef{Device: uint16(c.Slot), Sequence: c.Sequence, Time: time.Unix(0, c.Time).UTC()})
+	}
+	return append(list, h.ref())
+}
+
+// covers says that the state of other is an earlier one of the state of h.
+func (h *foundHead) covers(other *foundHead) bool {
+	return h.body != nil && slices.ContainsFunc(h.contains(), func(c HeadRef) bool {
+		return c.Device == other.slot && c.Sequence >= other.head.Sequence
+	})
+}
+
+// foundHeads is what a search for heads found.
+type foundHeads struct {
+	heads           []*foundHead // newest first; those that cannot be read last
+	highest         uint16       // slot that a device has taken
+	asked, answered int          // nodes
+}
+
+// outermost returns the heads that no other one of them covers.
+func outermost(heads []*foundHead) []*foundHead {
+	return slices.DeleteFunc(slices.Clone(heads), func(h *foundHead) bool {
+		return slices.ContainsFunc(heads, func(o *foundHead) bool { return o != h && o.covers(h) })
+	})
+}
+
+// choose returns the head of the device in slot from; where that is 0, the
+// newest of those that no other one contains.
+func (f *foundHeads) choose(from uint16) (*foundHead, error) {
+	candidates := outermost(f.heads)
+	if from != 0 {
+		candidates = slices.DeleteFunc(slices.Clone(f.heads), func(h *foundHead) bool { return h.slot != from })
+	}
+	if len(candidates) == 0 && len(f.heads) > 0 {
+		var slots []string
+		for _, h := range f.heads {
+			slots = append(slots, fmt.Sprint(h.slot))
+		}
+		return nil, fmt.Errorf("no node that answers keeps a head of device %d; there are heads of these devices: %s", from, strings.Join(slots, ", "))
+	}
+	for _, h := range candidates {
+		if h.err != nil {
+			return nil, fmt.Errorf("the head of device %d: %w", h.slot, h.err)
+		}
+	}
+	if len(candidates) == 0 {
+		return nil, fmt.Errorf("asked %d nodes: %w", f.asked, ErrNoHead)
+	}
+	return candidates[0], nil
+}
+
+// left returns what taking a head leaves: of the heads that it does not contain
+// those that no other one of them contains.
+func (f *foundHeads) left(taken *foundHead) (left []LeftHead) {
+	rest := slices.DeleteFunc(slices.Clone(f.heads), func(h *foundHead) bool { return h == taken || taken.covers(h) })
+	for _, h := range outermost(rest) {
+		l := LeftHead{HeadRef: h.ref()}
+		if h.err != nil {
+			l.Problem = h.err.Error()
+		} else {
+			l.Since = shared(h.contains(), taken.contains())
+		}
+		left = append(left, l)
+	}
+	return left
+}
+
+// shared returns the newest head that both lists contain. A device takes a
+// higher slot than all that its tree comes from: it is that of the highest one.
+func shared(a, b []HeadRef) *HeadRef {
+	for _, x := range slices.Backward(a) {
+		for _, y := range b {
+			if x.Device != y.Device {
+				continue
+			}
+			if x.Sequence < y.Sequence {
+				return &x
+			}
+			return &y
+		}
+	}
+	return nil
+}
+
+// findHeads asks all nodes for the heads of all device slots.
+func findHeads(ctx context.Context, r *seal.Recovery, t p2p.Transport) (*foundHeads, error) {
+	f := &foundHeads{}
 	devicesKey := r.HeadKey(0)
 	slots := make([]uint16, 0, slotsProbed)
 	for s := uint16(1); s <= slotsProbed; s++ {
@@ -124,10 +267,10 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport, log *slog.
 			err = proto.Unmarshal(plain, list)
 		}
 		if err != nil || len(list.Slots) > slotsMax {
-			return nil, 0, fmt.Errorf("the list of devices cannot be read: %w", errors.Join(err, ErrNoHead))
+			return nil, fmt.Errorf("the list of devices cannot be read: %w", errors.Join(err, ErrNoHead))
 		}
 		for _, s := range list.Slots {
-			highest = max(highest, uint16(min(s, slotsMax)))
+			f.highest = max(f.highest, uint16(min(s, slotsMax)))
 			if s > slotsProbed && s < 1<<15 {
 				slots = append(slots, uint16(s))
 			}
@@ -137,29 +280,20 @@ func findHead(ctx context.Context, r *seal.Recovery, t p2p.Transport, log *slog.
 	for i, s := range slots {
 		addresses[i] = r.HeadKey(s).Address()
 	}
-	heads, answered := fetchHeads(ctx, t, nodes, addresses)
-	if answered <= len(nodes)/2 {
-		log.Warn("less than a majority of the pool's nodes answered; others may keep a newer state of the volume", "answered", answered, "nodes", len(nodes))
-	}
-	var newest *headpb.Body
+	f.asked = len(nodes)
+	heads, f.answered = fetchHeads(ctx, t, nodes, addresses)
 	for i, s := range slots {
 		h := heads[addresses[i]]
 		if h == nil {
 			continue
 		}
-		highest = max(highest, s)
-		body, err := openBody(r.HeadKey(s), h)
-		if err != nil {
-			return nil, 0, fmt.Errorf("the head of device %d: %w", s, err)
-		}
-		if newest == nil || body.Time > newest.Time {
-			newest = body
-		}
+		f.highest = max(f.highest, s)
+		found := &foundHead{slot: s, head: h}
+		found.body, found.err = openBody(r.HeadKey(s), h)
+		f.heads = append(f.heads, found)
 	}
-	if newest == nil {
-		return nil, 0, fmt.Errorf("asked %d nodes: %w", len(nodes), ErrNoHead)
-	}
-	return newest, highest, nil
+	slices.SortStableFunc(f.heads, func(a, b *foundHead) int { return cmp.Compare(b.body.GetTime(), a.body.GetTime()) })
+	return f, nil
 }
 
 // storageNodes lists the pool's nodes, in whatever state.

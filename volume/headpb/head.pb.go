@@ -40,6 +40,7 @@ type Body struct {
 	Segments          []*Stripe              `protobuf:"bytes,12,rep,name=segments,proto3" json:"segments,omitempty"`                                             // stripes of the checkpoint and the log, in order of replay
 	GenerationNext    uint64                 `protobuf:"varint,13,opt,name=generation_next,json=generationNext,proto3" json:"generation_next,omitempty"`          // first cut generation that this head does not cover
 	CheckpointStripes uint32                 `protobuf:"varint,14,opt,name=checkpoint_stripes,json=checkpointStripes,proto3" json:"checkpoint_stripes,omitempty"` // so many of segments are the checkpoint
+	Contains          []*Contained           `protobuf:"bytes,15,rep,name=contains,proto3" json:"contains,omitempty"`                                             // by ascending slot: what the device's tree comes from
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -172,6 +173,74 @@ func (x *Body) GetCheckpointStripes() uint32 {
 	return 0
 }
 
+func (x *Body) GetContains() []*Contained {
+	if x != nil {
+		return x.Contains
+	}
+	return nil
+}
+
+// Contained names a head of another device. That one and those before it are earlier states of this one.
+type Contained struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Time          int64                  `protobuf:"varint,3,opt,name=time,proto3" json:"time,omitempty"` // unix ns
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Contained) Reset() {
+	*x = Contained{}
+	mi := &file_volume_headpb_head_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Contained) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Contained) ProtoMessage() {}
+
+func (x *Contained) ProtoReflect() protoreflect.Message {
+	mi := &file_volume_headpb_head_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Contained.ProtoReflect.Descriptor instead.
+func (*Contained) Descriptor() ([]byte, []int) {
+	return file_volume_headpb_head_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Contained) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Contained) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Contained) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
 // Stripe locates one stripe of the log.
 type Stripe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -184,7 +253,7 @@ type Stripe struct {
 
 func (x *Stripe) Reset() {
 	*x = Stripe{}
-	mi := &file_volume_headpb_head_proto_msgTypes[1]
+	mi := &file_volume_headpb_head_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -196,7 +265,7 @@ func (x *Stripe) String() string {
 func (*Stripe) ProtoMessage() {}
 
 func (x *Stripe) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_headpb_head_proto_msgTypes[1]
+	mi := &file_volume_headpb_head_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -209,7 +278,7 @@ func (x *Stripe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stripe.ProtoReflect.Descriptor instead.
 func (*Stripe) Descriptor() ([]byte, []int) {
-	return file_volume_headpb_head_proto_rawDescGZIP(), []int{1}
+	return file_volume_headpb_head_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Stripe) GetId() []byte {
@@ -245,7 +314,7 @@ type Slice struct {
 
 func (x *Slice) Reset() {
 	*x = Slice{}
-	mi := &file_volume_headpb_head_proto_msgTypes[2]
+	mi := &file_volume_headpb_head_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +326,7 @@ func (x *Slice) String() string {
 func (*Slice) ProtoMessage() {}
 
 func (x *Slice) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_headpb_head_proto_msgTypes[2]
+	mi := &file_volume_headpb_head_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +339,7 @@ func (x *Slice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slice.ProtoReflect.Descriptor instead.
 func (*Slice) Descriptor() ([]byte, []int) {
-	return file_volume_headpb_head_proto_rawDescGZIP(), []int{2}
+	return file_volume_headpb_head_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Slice) GetOffset() uint32 {
@@ -312,7 +381,7 @@ type Devices struct {
 
 func (x *Devices) Reset() {
 	*x = Devices{}
-	mi := &file_volume_headpb_head_proto_msgTypes[3]
+	mi := &file_volume_headpb_head_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -324,7 +393,7 @@ func (x *Devices) String() string {
 func (*Devices) ProtoMessage() {}
 
 func (x *Devices) ProtoReflect() protoreflect.Message {
-	mi := &file_volume_headpb_head_proto_msgTypes[3]
+	mi := &file_volume_headpb_head_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -337,7 +406,7 @@ func (x *Devices) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Devices.ProtoReflect.Descriptor instead.
 func (*Devices) Descriptor() ([]byte, []int) {
-	return file_volume_headpb_head_proto_rawDescGZIP(), []int{3}
+	return file_volume_headpb_head_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Devices) GetVersion() uint32 {
@@ -358,7 +427,7 @@ var File_volume_headpb_head_proto protoreflect.FileDescriptor
 
 const file_volume_headpb_head_proto_rawDesc = "" +
 	"\n" +
-	"\x18volume/headpb/head.proto\x12\fdefs.head.v1\"\x87\x03\n" +
+	"\x18volume/headpb/head.proto\x12\fdefs.head.v1\"\xbc\x03\n" +
 	"\x04Body\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\fR\x06volume\x12\x12\n" +
@@ -374,7 +443,12 @@ const file_volume_headpb_head_proto_rawDesc = "" +
 	"\bpool_key\x18\v \x01(\fR\apoolKey\x120\n" +
 	"\bsegments\x18\f \x03(\v2\x14.defs.head.v1.StripeR\bsegments\x12'\n" +
 	"\x0fgeneration_next\x18\r \x01(\x04R\x0egenerationNext\x12-\n" +
-	"\x12checkpoint_stripes\x18\x0e \x01(\rR\x11checkpointStripes\"Y\n" +
+	"\x12checkpoint_stripes\x18\x0e \x01(\rR\x11checkpointStripes\x123\n" +
+	"\bcontains\x18\x0f \x03(\v2\x17.defs.head.v1.ContainedR\bcontains\"O\n" +
+	"\tContained\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04time\x18\x03 \x01(\x03R\x04time\"Y\n" +
 	"\x06Stripe\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04info\x18\x02 \x01(\fR\x04info\x12+\n" +
@@ -403,21 +477,23 @@ func file_volume_headpb_head_proto_rawDescGZIP() []byte {
 	return file_volume_headpb_head_proto_rawDescData
 }
 
-var file_volume_headpb_head_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_volume_headpb_head_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_volume_headpb_head_proto_goTypes = []any{
-	(*Body)(nil),    // 0: defs.head.v1.Body
-	(*Stripe)(nil),  // 1: defs.head.v1.Stripe
-	(*Slice)(nil),   // 2: defs.head.v1.Slice
-	(*Devices)(nil), // 3: defs.head.v1.Devices
+	(*Body)(nil),      // 0: defs.head.v1.Body
+	(*Contained)(nil), // 1: defs.head.v1.Contained
+	(*Stripe)(nil),    // 2: defs.head.v1.Stripe
+	(*Slice)(nil),     // 3: defs.head.v1.Slice
+	(*Devices)(nil),   // 4: defs.head.v1.Devices
 }
 var file_volume_headpb_head_proto_depIdxs = []int32{
-	1, // 0: defs.head.v1.Body.segments:type_name -> defs.head.v1.Stripe
-	2, // 1: defs.head.v1.Stripe.slices:type_name -> defs.head.v1.Slice
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 0: defs.head.v1.Body.segments:type_name -> defs.head.v1.Stripe
+	1, // 1: defs.head.v1.Body.contains:type_name -> defs.head.v1.Contained
+	3, // 2: defs.head.v1.Stripe.slices:type_name -> defs.head.v1.Slice
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_volume_headpb_head_proto_init() }
@@ -431,7 +507,7 @@ func file_volume_headpb_head_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_volume_headpb_head_proto_rawDesc), len(file_volume_headpb_head_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

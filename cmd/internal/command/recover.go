@@ -16,16 +16,22 @@ import (
 	"github.com/defs-fs/defs"
 	"github.com/defs-fs/defs/config"
 	"github.com/defs-fs/defs/control"
+	"github.com/defs-fs/defs/volume"
 )
 
 func (a *app) recoverCommand() *cobra.Command {
 	var wordsFile, wordsCommand, ticketFile string
+	var head uint16
 	cmd := &cobra.Command{
 		Use:   "recover [NAME]",
 		Short: "Bring a volume back from its 24 words and the addresses of some nodes",
 		Long: `Bring a volume back, into an empty directory, from its 24 words and the addresses
 of some nodes. The words come from a file, from a command's output, or from
-standard input; never from the command line, which others can read.`,
+standard input; never from the command line, which others can read.
+
+Where several devices have written to the volume, each on its own, their states
+are not merged. The newest is taken, or that of the device named with --head. The
+others are listed, and the command ends with code 3; they stay with the peers.`,
 		Args: args(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := config.Load(config.Sources{Files: config.Files(""), Environ: a.Environ, Flags: cmd.Flags()})
@@ -63,29 +69,66 @@ standard input; never from the command line, which others can read.`,
 				return err
 			}
 			report, err := defs.Recover(cmd.Context(), defs.RecoverOptions{
-				Dir: dir, Words: words, Peers: addrs, Ticket: ticket, Logger: quietLogger(cmd, o, a.Err),
+				Dir: dir, Words: words, Peers: addrs, Ticket: ticket, Head: head, Logger: quietLogger(cmd, o, a.Err),
 			})
 			if err != nil {
 				return err
 			}
-			return a.print(struct {
-				Schema  int       `json:"schema"`
-				Volume  string    `json:"volume"`
-				Dir     string    `json:"dir"`
-				Cut     time.Time `json:"cut"`
-				Entries int       `json:"entries"`
-			}{control.Schema, report.Device.Name, dir, report.Cut, report.Entries}, func(w io.Writer) {
-				fmt.Fprintf(w, "Volume %s is back in %s, as of %s. Its content comes from the peers as it is read.\n",
-					report.Device.Name, dir, report.Cut.Format(time.DateTime))
-			})
+			if err := a.print(struct {
+				Schema   int               `json:"schema"`
+				Volume   string            `json:"volume"`
+				Dir      string            `json:"dir"`
+				Cut      time.Time         `json:"cut"`
+				Entries  int               `json:"entries"`
+				Device   uint16            `json:"device"` // that this machine is now
+				Head     volume.HeadRef    `json:"head"`   // that was taken
+				Left     []volume.LeftHead `json:"left"`
+				Warnings []string          `json:"warnings"`
+			}{
+				control.Schema, report.Device.Name, dir, report.Head.Time, report.Entries, report.Device.Slot,
+				report.Head, append([]volume.LeftHead{}, report.Left...), append([]string{}, report.Warnings...),
+			}, func(w io.Writer) { printRecovered(w, dir, report) }); err != nil {
+				return err
+			}
+			if len(report.Left)+len(report.Warnings) > 0 {
+				return silentError(exitPartial)
+			}
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&wordsFile, "words-file", "", "file with the 24 words, - for standard input")
 	cmd.Flags().StringVar(&wordsCommand, "words-command", "", "shell command that prints the 24 words")
 	cmd.Flags().StringVar(&ticketFile, "ticket-file", "", "file with a ticket of the pool, needed where another volume founded it")
+	cmd.Flags().Uint16Var(&head, "head", 0, "number of the device whose state is taken (default: the newest)")
 	config.AddFlags(cmd.Flags(), "peers")
 	return cmd
 }
+
+func printRecovered(w io.Writer, dir string, r *volume.Recovered) {
+	fmt.Fprintf(w, "Volume %s is back in %s, as device %d had it at %s. Its content comes from the peers as it is read.\n",
+		r.Device.Name, dir, r.Head.Device, localTime(r.Head.Time))
+	for _, l := range r.Left {
+		switch {
+		case l.Problem != "":
+			fmt.Fprintf(w, "NOT in it: what device %d has published, which cannot be read: %s.\n", l.Device, l.Problem)
+		case l.Since != nil:
+			fmt.Fprintf(w, "NOT in it: what device %d has changed up to %s, from the state that device %d had at %s on.\n",
+				l.Device, localTime(l.Time), l.Since.Device, localTime(l.Since.Time))
+		default:
+			fmt.Fprintf(w, "NOT in it: what device %d has changed, up to %s.\n", l.Device, localTime(l.Time))
+		}
+	}
+	for _, l := range r.Left {
+		if l.Problem == "" {
+			fmt.Fprintf(w, "To have the state of device %d beside this one: defs recover --head %d into another directory.\n", l.Device, l.Device)
+		}
+	}
+	for _, text := range r.Warnings {
+		fmt.Fprintf(w, "Warning: %s.\n", text)
+	}
+}
+
+func localTime(t time.Time) string { return t.Local().Format(time.DateTime) }
 
 func (a *app) readWords(file, command string) (string, error) {
 	switch {
