@@ -56,7 +56,7 @@ damage: ## spoil each file of a volume's local state in each way: 5 minutes
 	DEFS_DAMAGE=all go test -count 1 -v -timeout 30m -run TestDamageTable ./volume/
 
 .PHONY: bench
-bench: ## measure the stages, and the mount beside the native filesystem: 20 minutes at most; as root for all of it
+bench: ## measure the stages, and the mount beside the native filesystem: 25 minutes at most; as root for all of it
 	go run ./bench
 
 .PHONY: bench-quick
@@ -66,6 +66,17 @@ bench-quick: ## the same with small sizes: 3 minutes at most
 .PHONY: bench-stages
 bench-stages: ## measure the stages alone
 	go run ./bench -stages
+
+.PHONY: bench-compare
+bench-compare: ## compare the stages with those of another commit, in turns: REF=COMMIT
+	./scripts/bench-compare $(REF)
+
+WORK ?= sequential
+.PHONY: flame
+flame: ## CPU profiles of the mount at work (WORK=sequential, a group of the benchmark), shown as a flame graph at :8080
+	rm -rf bin/profiles
+	go run ./bench -mounts -place memory -groups $(WORK) -profiles bin/profiles
+	go tool pprof -http localhost:8080 -no_browser bin/profiles/*.pprof
 
 .PHONY: posix
 posix: ## the POSIX suites in every kind of mount, in their long form; writes CONFORMANCE.md; as root

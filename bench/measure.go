@@ -7,8 +7,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,8 +19,8 @@ import (
 // abortTimeout is how long a turn may take to return after its filesystem was killed.
 const abortTimeout = 20 * time.Second
 
-// measure runs every group on one place and prints the table.
-func measure(ctx context.Context, s *scratch, p plan, at *place, in *input) (err error) {
+// measure runs every step on one place and prints the table.
+func measure(ctx context.Context, s *scratch, p plan, at *place, in *input, speeds map[string]float64) (err error) {
 	var systems []system
 	defer func() {
 		for _, sys := range slices.Backward(systems) {
@@ -30,12 +32,14 @@ func measure(ctx context.Context, s *scratch, p plan, at *place, in *input) (err
 		return err
 	}
 	systems = append(systems, native{directory})
-	n, err := startNull(ctx, s, at.dir)
-	if err != nil {
-		return err
+	for _, sealed := range []bool{false, true} {
+		n, err := startNull(ctx, s, at.dir, sealed)
+		if err != nil {
+			return err
+		}
+		systems = append(systems, n)
 	}
-	systems = append(systems, n)
-	m, err := startDefs(ctx, s, at.dir, p.policy)
+	m, err := startDefs(ctx, s, at.dir, pool{policy: p.policy, nodes: 6})
 	if err != nil {
 		return err
 	}
@@ -43,44 +47,113 @@ func measure(ctx context.Context, s *scratch, p plan, at *place, in *input) (err
 
 	t := newTable(at.name)
 	before := load()
-	var chosen []group
-	for _, g := range groups {
-		if p.groups == "" || slices.Contains(strings.Split(p.groups, ","), g.name) {
-			chosen = append(chosen, g)
-		}
-	}
-	copies := p.copyGiB > 0 && at.name != "memory"
-	for i, g := range chosen {
-		shares := len(chosen) - i
-		if copies {
-			shares += 2
+	steps := p.steps(at.name)
+	for i, step := range steps {
+		fmt.Fprintf(os.Stderr, "%s: %s (%d of %d)\n", at.name, step.name, i+1, len(steps))
+		if ctx.Err() != nil {
+			t.remark("%s: not begun, the time is over", step.name)
+			continue
 		}
 		deadline, _ := ctx.Deadline()
-		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(shares))
-		err := takeRounds(share, p, in, systems, g, t)
+		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(steps)-i))
+		if step.group != nil {
+			err = takeRounds(share, p, in, systems, *step.group, t)
+		} else if step.lone != nil {
+			err = measureAlone(share, s, p, at, in, speeds, *step.lone, t)
+		} else if err := copyMuch(share, p, m, t); err != nil {
+			t.fail(rowPeak, defsName, err)
+		}
 		cancel()
 		if err != nil {
 			return err
 		}
 	}
-	if copies && ctx.Err() == nil {
-		if err := copyMuch(ctx, p, m, t); err != nil {
-			t.fail(rowPeak, defsName, err)
-		}
-	}
 	m.notePeak()
-	t.add(rowPeak, defsName, 0, float64(m.peak>>20))
+	t.add(rowPeak, defsName, 0, max(float64(m.peak>>20), median(t.values(rowPeak, defsName))))
 	t.remark("load %s before, %s after", before, load())
 	t.print(os.Stdout)
 	return nil
 }
 
+// step is a group for all filesystems, a measurement of DeFS alone, or, with
+// neither, the copy of many bytes.
+type step struct {
+	name  string
+	group *group
+	lone  *lone
+}
+
+const copyStep = "copy"
+
+// steps are those of a place, in order: what the small one in memory has no
+// room for is done on the disk, and what a disk would only disturb in memory.
+func (p plan) steps(place string) []step {
+	var all []step
+	for _, g := range groups {
+		all = append(all, step{name: g.name, group: &g})
+	}
+	for _, l := range lones {
+		if l.disk == (place == "disk") {
+			all = append(all, step{name: l.name, lone: &l})
+		}
+	}
+	if p.copyGiB > 0 && place == "disk" {
+		all = append(all, step{name: copyStep})
+	}
+	if p.groups == "" {
+		return all
+	}
+	chosen := strings.Split(p.groups, ",")
+	return slices.DeleteFunc(all, func(s step) bool { return !slices.Contains(chosen, s.name) })
+}
+
+// groupNames are the names of all steps.
+func groupNames() string {
+	var names []string
+	for _, place := range []string{"memory", "disk"} {
+		for _, s := range (plan{copyGiB: 1}).steps(place) {
+			if !slices.Contains(names, s.name) {
+				names = append(names, s.name)
+			}
+		}
+	}
+	return strings.Join(names, ",")
+}
+
+// measureAlone runs one measurement of DeFS alone. What goes wrong is told in
+// the table.
+func measureAlone(ctx context.Context, s *scratch, p plan, at *place, in *input, speeds map[string]float64, l lone, t *table) error {
+	base := filepath.Join(at.dir, "alone")
+	if err := os.Mkdir(base, 0o700); err != nil {
+		return err
+	}
+	in.renew()
+	alone := &solo{plan: p, scratch: s, base: base, in: in, t: t, budget: budget{
+		cores: float64(runtime.NumCPU()), stages: speeds,
+		fuseRead: median(t.values(rowSeqCold, nullName)), fuseWrite: median(t.values(rowSeqWrite, nullName)),
+	}}
+	switch err := l.run(alone, ctx); {
+	case err == nil:
+	case errors.Is(err, context.DeadlineExceeded):
+		t.remark("%s: the time is over", l.name)
+	case errors.Is(err, context.Canceled):
+		return err // the person has had enough
+	default:
+		t.fail(l.row, defsName, err)
+	}
+	return os.RemoveAll(base)
+}
+
 // takeRounds runs a group on the systems in turns, as often as is wanted and
 // the time allows.
 func takeRounds(ctx context.Context, p plan, in *input, systems []system, g group, t *table) error {
-	for round := range p.rounds {
+	rounds := p.rounds
+	if g.once {
+		rounds = 1
+	}
+	for round := range rounds {
 		if ctx.Err() != nil {
-			t.remark("%s: %d of %d rounds, the time is over", g.name, round, p.rounds)
+			t.remark("%s: %d of %d rounds, the time is over", g.name, round, rounds)
 			return nil
 		}
 		in.renew()
@@ -99,6 +172,13 @@ func takeTurn(all context.Context, p plan, in *input, sys system, g group, round
 	ctx, cancel := context.WithTimeout(all, p.turn)
 	defer cancel()
 	t := &turn{plan: p, in: in, sys: sys, dir: filepath.Join(sys.dir(), fmt.Sprintf("%s-%d", g.name, round))}
+	if m, ok := sys.(*mounted); ok && p.profiles != "" {
+		profiled, stop := context.WithCancel(ctx)
+		var profiling sync.WaitGroup
+		profiling.Go(func() { m.profile(profiled, p.profiles, fmt.Sprintf("%s-%d", g.name, round)) })
+		defer profiling.Wait()
+		defer stop()
+	}
 	t.record = func(row string, value float64) { table.add(row, sys.name(), round, value) }
 	ended := make(chan error, 1)
 	go func() {

@@ -17,7 +17,7 @@ import (
 const (
 	scratchPrefix   = "defs-bench-"
 	memoryDir       = "/dev/shm"
-	imageBytesSpare = 3 << 30 // of the image in memory, beside what the sequential file takes everywhere
+	imageBytesSpare = 7 << 30 // of the image in memory, beside what the sequential file takes everywhere
 )
 
 // scratch owns every file, mount and process of a run.

@@ -52,8 +52,10 @@ var stagesOf = []struct {
 // sample is one line of a benchmark's output.
 type sample struct{ nsPerOp, mbPerSec float64 }
 
-// stages runs the benchmarks of every stage and prints one line for each.
-func stages(ctx context.Context, root string, p plan, out io.Writer) error {
+// stages runs the benchmarks of every stage and prints one line for each. It
+// returns the MB/s of those that have them, by package and benchmark.
+func stages(ctx context.Context, root string, p plan, out io.Writer) (map[string]float64, error) {
+	speeds := map[string]float64{}
 	count, each, limit := 3, "300ms", 6*time.Minute
 	if p.quick {
 		count, each, limit = 1, "50ms", time.Minute
@@ -66,12 +68,18 @@ func stages(ctx context.Context, root string, p plan, out io.Writer) error {
 		samples, err := runBenchmarks(ctx, root, group.pkg, group.stages, count, each)
 		for _, s := range group.stages {
 			fmt.Fprintf(w, "%s: %s\t%s\n", group.pkg, s.name, describe(samples[s.benchmark]))
+			var values []float64
+			for _, sample := range samples[s.benchmark] {
+				values = append(values, sample.mbPerSec)
+			}
+			slices.Sort(values)
+			speeds[group.pkg+" "+s.benchmark] = median(values)
 		}
 		if err != nil {
 			fmt.Fprintf(w, "# %s: %v\n", group.pkg, err)
 		}
 	}
-	return w.Flush()
+	return speeds, w.Flush()
 }
 
 // runBenchmarks returns the samples by the name of the benchmark.

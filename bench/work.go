@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,14 +40,19 @@ type turn struct {
 type group struct {
 	name string
 	run  func(*turn, context.Context) error
+	// once: it takes long, and one round has to do.
+	once bool
 }
 
 var groups = []group{
-	{"sequential", (*turn).sequential},
-	{"random", (*turn).random},
-	{"small", (*turn).small},
-	{"tree", (*turn).tree},
-	{"sqlite", (*turn).sqlite},
+	{name: "sequential", run: (*turn).sequential},
+	{name: "random", run: (*turn).random},
+	{name: "small", run: (*turn).small},
+	{name: "fsync", run: (*turn).syncedFiles},
+	{name: "tree", run: (*turn).tree},
+	{name: "sqlite", run: (*turn).sqlite},
+	{name: "build", run: (*turn).build, once: true},
+	{name: "large", run: (*turn).largeDirectory, once: true},
 }
 
 // rate runs a step that does an amount of work, and records the amount per second.
@@ -211,6 +217,8 @@ func (t *turn) random(ctx context.Context) error {
 	return t.blocks(ctx, rowRandWrite, f.WriteAt, f.Sync)
 }
 
+// blocks records how many blocks a second are accessed; with finish, as
+// rowRandSync, also with its time.
 func (t *turn) blocks(ctx context.Context, row string, access func([]byte, int64) (int, error), finish func() error) error {
 	t.step = row
 	start := time.Now()
@@ -234,13 +242,17 @@ func (t *turn) blocks(ctx context.Context, row string, access func([]byte, int64
 		})
 	}
 	wg.Wait()
+	accessed := time.Since(start)
 	if finish != nil {
 		errs[randTasks] = finish()
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	t.record(row, float64(done.Load())/time.Since(start).Seconds())
+	t.record(row, float64(done.Load())/accessed.Seconds())
+	if finish != nil {
+		t.record(rowRandSync, float64(done.Load())/time.Since(start).Seconds())
+	}
 	return nil
 }
 
@@ -313,7 +325,153 @@ func (t *turn) small(ctx context.Context) error {
 			return err
 		}
 	}
-	return t.rate(rowDelete, float64(files), func() error { return quietly(ctx, "rm", "-rf", root) })
+	// Half of the files is removed by rm, after each was renamed and the other half unlinked.
+	var names []string
+	if names, err = filepath.Glob(filepath.Join(root, "*", "f*")); err != nil {
+		return err
+	}
+	if err := t.rate(rowRename, float64(len(names)), func() error {
+		for i, name := range names {
+			names[i] = filepath.Join(filepath.Dir(name), "renamed-"+filepath.Base(name))
+			if err := os.Rename(name, names[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	half := names[:len(names)/2]
+	if err := t.rate(rowUnlink, float64(len(half)), func() error {
+		for _, name := range half {
+			if err := os.Remove(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return t.rate(rowDelete, float64(len(names)-len(half)), func() error { return quietly(ctx, "rm", "-rf", root) })
+}
+
+const (
+	syncThreads = 16
+	syncFiles   = 200 // of one thread
+)
+
+// syncedFiles makes small files that are flushed one by one.
+func (t *turn) syncedFiles(ctx context.Context) error {
+	create := func(dir string, files int) error {
+		for i := range files {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := writeAll(filepath.Join(dir, fmt.Sprintf("f%04d", i)), t.in.random[:smallBytes]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	one := filepath.Join(t.dir, "one")
+	if err := os.Mkdir(one, 0o755); err != nil {
+		return err
+	}
+	if err := t.rate(rowCreateSync, syncFiles, func() error { return create(one, syncFiles) }); err != nil {
+		return err
+	}
+	for i := range syncThreads {
+		if err := os.Mkdir(filepath.Join(t.dir, fmt.Sprint(i)), 0o755); err != nil {
+			return err
+		}
+	}
+	return t.rate(rowCreateMany, syncThreads*syncFiles, func() error {
+		var group errgroup.Group
+		for i := range syncThreads {
+			group.Go(func() error { return create(filepath.Join(t.dir, fmt.Sprint(i)), syncFiles) })
+		}
+		return group.Wait()
+	})
+}
+
+// largeDirectory lists a directory of many empty files.
+func (t *turn) largeDirectory(ctx context.Context) error {
+	dir := filepath.Join(t.dir, "large")
+	t.step = rowReaddir
+	if err := makeFiles(ctx, dir, t.entries); err != nil {
+		return err
+	}
+	if err := t.cold(ctx); err != nil {
+		return err
+	}
+	if err := t.rate(rowReaddir, float64(t.entries), func() error {
+		d, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		names, err := d.Readdirnames(-1)
+		if err == nil && len(names) != t.entries {
+			err = fmt.Errorf("%d entries of %d", len(names), t.entries)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	t.step = rowFind
+	if err := t.cold(ctx); err != nil {
+		return err
+	}
+	return t.rate(rowFind, float64(t.entries), func() error {
+		out, err := program(ctx, "find", dir, "-type", "f", "-printf", "%s %T@ %p\n").Output()
+		if n := bytes.Count(out, []byte("\n")); err == nil && n != t.entries {
+			err = fmt.Errorf("%d entries of %d", n, t.entries)
+		}
+		return err
+	})
+}
+
+// makeFiles makes a directory of empty files.
+func makeFiles(ctx context.Context, dir string, files int) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	for i := range files {
+		if i%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := unix.Mknod(filepath.Join(dir, fmt.Sprintf("entry-%07d", i)), unix.S_IFREG|0o644, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// build compiles a program with everything that it imports: sources, build
+// cache and result are in the filesystem, the toolchain is not.
+func (t *turn) build(ctx context.Context) error {
+	dir := filepath.Join(t.dir, "build")
+	t.step = rowBuild
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	for name, text := range map[string]string{
+		"go.mod":  "module example.org/build\n",
+		"main.go": "package main\n\nimport (\n\t\"encoding/json\"\n\t\"os\"\n)\n\nfunc main() { _ = json.NewEncoder(os.Stdout).Encode(os.Args) }\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return t.seconds(rowBuild, func() error {
+		cmd := program(ctx, "go", "build", "-C", dir, "-o", "build", ".")
+		cmd.Env = append(cmd.Env, "GOCACHE="+filepath.Join(t.dir, "cache"), "GOTMPDIR="+t.dir, "GOFLAGS=", "GOWORK=off")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("go build: %w: %s", err, out)
+		}
+		return nil
+	})
 }
 
 func (t *turn) tree(ctx context.Context) error {

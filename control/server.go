@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -51,6 +52,10 @@ func Serve(dir string, client *defs.Client, mount Mount) (*Server, error) {
 	mux.HandleFunc("POST /v1/cache/drop", reply(s.dropCache))
 	mux.HandleFunc("POST /v1/unmount", reply(s.unmount))
 	mux.HandleFunc("POST /v1/wait", s.wait)
+	// For `go tool pprof`, through this socket, which only the owner can open.
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.Handle("GET /debug/pprof/heap", pprof.Handler("heap"))
+	mux.Handle("GET /debug/pprof/goroutine", pprof.Handler("goroutine"))
 	s.http = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
 	s.wg.Go(func() { s.http.Serve(l) })
 	return s, nil

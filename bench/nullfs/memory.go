@@ -12,6 +12,7 @@ import (
 // memory is the filesystem: inodes in a map, contents in blocks. Operations that it lacks get ENOSYS.
 type memory struct {
 	fuse.RawFileSystem
+	journal *journal // nil without one
 
 	mu    sync.RWMutex // guards nodes, next and what the nodes hold except blocks
 	nodes map[uint64]*node
@@ -303,7 +304,12 @@ func (m *memory) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Stat
 
 func (m *memory) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
 
-func (m *memory) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+func (m *memory) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status {
+	if m.journal != nil && m.journal.sync() != nil {
+		return fuse.EIO
+	}
+	return fuse.OK
+}
 
 func (m *memory) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
@@ -332,6 +338,9 @@ func (m *memory) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Read
 }
 
 func (m *memory) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	if m.journal != nil && m.journal.append(data) != nil {
+		return 0, fuse.EIO
+	}
 	n := m.node(in.NodeId)
 	n.data.Lock()
 	defer n.data.Unlock()
