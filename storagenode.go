@@ -39,6 +39,9 @@ type NodeOptions struct {
 	HeartbeatInterval, SuspectAfter, DeadAfter, DialTimeout time.Duration // 0 = default
 	CopyAfter, MirrorInterval                               time.Duration // 0 = default
 
+	BackgroundRate int64         // bytes per second moved for repair, mirrors, moves and scrubbing; 0 = default
+	ScrubInterval  time.Duration // in which every shard is read again once; 0 = default
+
 	Logger *slog.Logger
 }
 
@@ -90,6 +93,7 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 	n.node, err = node.New(node.Options{
 		Store: n.store, Transport: n.host, Logger: o.Logger,
 		CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval, RepairInterval: o.MirrorInterval, CensusInterval: o.DeadAfter,
+		BackgroundRate: o.BackgroundRate, ScrubInterval: o.ScrubInterval,
 	})
 	if err != nil {
 		return nil, err
@@ -159,6 +163,9 @@ func (n *Node) Addrs() []string { return n.host.Addrs() }
 
 // Members lists the pool as this node sees it.
 func (n *Node) Members() []p2p.Member { return n.host.Members() }
+
+// Status returns what the node holds and has done of its own accord.
+func (n *Node) Status() node.Status { return n.node.Status() }
 
 // Close stops serving and closes the store. What was answered is on disk.
 func (n *Node) Close() error {

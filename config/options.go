@@ -55,6 +55,9 @@ type Options struct {
 	Zone     string `koanf:"zone" usage:"label of the place, a failure domain"`
 	Capacity Size   `koanf:"capacity" usage:"bytes that the node stores for others (default: what its disk has free, less a twentieth)"`
 
+	BackgroundRate Size          `koanf:"background-rate" usage:"most bytes per second that the node moves for repair, mirrors, moves and scrubbing (default 16MiB)"`
+	ScrubEvery     time.Duration `koanf:"scrub-every" usage:"time in which the node reads every shard again once (default 168h)"`
+
 	JournalMax Size `koanf:"journal-max" usage:"most bytes that wait on this disk for the peers"`
 	CacheMax   Size `koanf:"cache-max" usage:"most bytes kept on this disk although the peers have them"`
 	MemoryMax  Size `koanf:"memory-max" usage:"memory at which the garbage collector works harder"`
@@ -108,7 +111,7 @@ func (o *Options) Validate() error {
 			wrong("peers", "%q is no peer: write it as /ip4/192.0.2.1/tcp/4001/p2p/ID, or @FILE", a)
 		}
 	}
-	for key, n := range map[string]Size{"capacity": o.Capacity, "journal-max": o.JournalMax, "cache-max": o.CacheMax, "memory-max": o.MemoryMax} {
+	for key, n := range map[string]Size{"capacity": o.Capacity, "journal-max": o.JournalMax, "cache-max": o.CacheMax, "background-rate": o.BackgroundRate, "memory-max": o.MemoryMax} {
 		if n < 0 {
 			wrong(key, "%d is negative", n)
 		}
@@ -121,6 +124,7 @@ func (o *Options) Validate() error {
 	}
 	for key, d := range map[string]time.Duration{
 		"suspect-after": o.SuspectAfter, "dead-after": o.DeadAfter, "copy-after": o.CopyAfter, "dial-timeout": o.DialTimeout,
+		"scrub-every": o.ScrubEvery,
 	} {
 		if d < 0 {
 			wrong(key, "%s is negative", d)

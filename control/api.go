@@ -6,7 +6,10 @@
 //	c, err := control.Dial(dir)                          // in another one
 //	status, err := c.Status(ctx)
 //
-// Requests (all under /v1): GET status, peers, inspect, download/ID; POST wait,
+// The process of a storage node answers in the same way in its directory: see
+// ServeNode.
+//
+// Requests about a volume (all under /v1): GET status, peers, inspect, download/ID; POST wait,
 // upload, cache/drop, unmount. A reply is one JSON object with "schema", but
 // for wait, which sends one object per line, and download, which sends the
 // file. An error is {"schema", "error", "code"}.

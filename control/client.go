@@ -25,7 +25,7 @@ type Client struct {
 	http http.Client
 }
 
-// Dial returns a client of the volume in dir, or ErrNotServed.
+// Dial returns a client of the volume or node in dir, or ErrNotServed.
 func Dial(ctx context.Context, dir string) (*Client, error) {
 	conn, err := connect(ctx, dir)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
@@ -53,6 +53,11 @@ func (c *Client) Status(ctx context.Context) (out Status, err error) {
 // Peers asks for the pool.
 func (c *Client) Peers(ctx context.Context) (out Peers, err error) {
 	return out, c.get(ctx, "peers", nil, &out)
+}
+
+// Node asks a node's process for its figures.
+func (c *Client) Node(ctx context.Context) (out Node, err error) {
+	return out, c.get(ctx, "node", nil, &out)
 }
 
 // Inspect asks for a file (ino, or path from the volume's root), a stripe, or

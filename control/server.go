@@ -26,11 +26,12 @@ type Mount interface {
 	Unmount() error
 }
 
-// Server answers requests about one open volume.
+// Server answers requests about one open volume or node.
 type Server struct {
 	dir    string
-	client *defs.Client
+	client *defs.Client // of a volume
 	mount  Mount
+	node   *defs.Node
 	http   *http.Server
 	wg     sync.WaitGroup
 }
@@ -38,10 +39,6 @@ type Server struct {
 // Serve begins to answer at the socket in dir, the directory of client. mount
 // is nil where the volume is not mounted.
 func Serve(dir string, client *defs.Client, mount Mount) (*Server, error) {
-	l, err := listen(dir)
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
 	s := &Server{dir: dir, client: client, mount: mount}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", reply(s.status))
@@ -52,6 +49,14 @@ func Serve(dir string, client *defs.Client, mount Mount) (*Server, error) {
 	mux.HandleFunc("POST /v1/cache/drop", reply(s.dropCache))
 	mux.HandleFunc("POST /v1/unmount", reply(s.unmount))
 	mux.HandleFunc("POST /v1/wait", s.wait)
+	return s.serve(mux)
+}
+
+func (s *Server) serve(mux *http.ServeMux) (*Server, error) {
+	l, err := listen(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
 	// For `go tool pprof`, through this socket, which only the owner can open.
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.Handle("GET /debug/pprof/heap", pprof.Handler("heap"))
@@ -150,8 +155,12 @@ func (s *Server) render(st volume.Status) Status {
 }
 
 func (s *Server) peers(*http.Request) (Peers, error) {
-	out := Peers{Schema: Schema, Addrs: s.client.Addrs(), Peers: []Peer{}}
-	for _, m := range s.client.Members() {
+	return renderPeers(s.client.Addrs(), s.client.Members()), nil
+}
+
+func renderPeers(addrs []string, members []p2p.Member) Peers {
+	out := Peers{Schema: Schema, Addrs: addrs, Peers: []Peer{}}
+	for _, m := range members {
 		p := Peer{
 			ID: string(m.ID), State: m.State.String(), Host: m.Host, Subnet: m.Subnet, Zone: m.Zone, Addrs: m.Addrs,
 			CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes, RTTMs: float64(m.RTT) / float64(time.Millisecond),
@@ -171,7 +180,7 @@ func (s *Server) peers(*http.Request) (Peers, error) {
 		}
 		out.Peers = append(out.Peers, p)
 	}
-	return out, nil
+	return out
 }
 
 func (s *Server) upload(r *http.Request) (Uploaded, error) {

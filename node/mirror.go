@@ -336,6 +336,13 @@ var errNoTaker = errors.New("no node is eligible")
 
 // pushCopy sends a shard with its lock, and its commit if it has one.
 func (n *Node) pushCopy(ctx context.Context, key shardstore.Key, to placement.NodeID) error {
+	info, err := n.store.Stat(key)
+	if err != nil {
+		return err
+	}
+	if err := n.budget.spend(ctx, info.Bytes); err != nil {
+		return err
+	}
 	r, err := n.store.ReadShard(key, 0, 0, nil)
 	if err != nil {
 		return n.readError(key, err)
@@ -352,6 +359,9 @@ func (n *Node) pushCopy(ctx context.Context, key shardstore.Key, to placement.No
 	_, _, err = n.call(ctx, to, &wire.Request{Op: &wire.Request_PutShard{PutShard: &wire.PutShard{
 		Manifest: m, Index: uint32(key.Index), Lock: lock, Crc32C: erasure.CRC(body), MirrorCopy: true, Partner: string(n.transport.Self()),
 	}}}, body)
+	if err == nil {
+		n.did.copied.Add(1)
+	}
 	if err != nil || len(r.Proof) == 0 {
 		return err
 	}

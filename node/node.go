@@ -44,6 +44,8 @@ type Node struct {
 	stripes   reservations
 	answers   *rate.Limiter
 	answered  *lru.Cache[string, struct{}] // nonces of lookups
+	budget    *budget
+	did       tally
 
 	heals   chan shardstore.Key
 	damaged *lru.Cache[shardstore.Key, struct{}] // that no partner could heal
@@ -80,7 +82,8 @@ func New(o Options) (*Node, error) {
 		putBytes: semaphore.NewWeighted(o.PutBytesMax), readBytes: semaphore.NewWeighted(o.ReadBytesMax),
 		rebuilds: semaphore.NewWeighted(rebuildBytes),
 		answers:  rate.NewLimiter(rate.Limit(o.AnswersPerSecond), lookupQueueMax), answered: answered,
-		heals: make(chan shardstore.Key, healQueueMax), damaged: damaged, lookups: make(chan lookup, lookupQueueMax),
+		budget: newBudget(o.BackgroundRate),
+		heals:  make(chan shardstore.Key, healQueueMax), damaged: damaged, lookups: make(chan lookup, lookupQueueMax),
 	}
 	n.counters.peers = map[placement.NodeID]*window{}
 	n.stripes.busy = map[[32]byte]reservation{}
@@ -120,6 +123,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { every(ctx, n.o.MirrorInterval, func() { n.mirrorRound(ctx) }) })
 	wg.Go(func() { n.handover(ctx) })
 	wg.Go(func() { every(ctx, n.o.RepairInterval, func() { n.repairRound(ctx) }) })
+	wg.Go(func() { n.walk(ctx, n.o.ScrubInterval, n.scrub) })
 	wg.Wait()
 	return nil
 }
@@ -159,6 +163,9 @@ func (n *Node) announceUsage() {
 // handle answers one request of a member.
 func (n *Node) handle(ctx context.Context, from p2p.Peer, req *wire.Request, body []byte) (rep *wire.Reply, replyBody []byte, err error) {
 	rep = &wire.Reply{}
+	if foreground(from) {
+		defer n.budget.enter()()
+	}
 	switch op := req.Op.(type) {
 	case *wire.Request_PutShard:
 		var r *wire.PutShardReply

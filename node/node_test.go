@@ -54,6 +54,7 @@ type pool struct {
 	t      testing.TB
 	log    *logText // of all nodes
 	net    *memnet.Network
+	set    func(*Options)
 	nodes  map[placement.NodeID]*member
 	device *memnet.Node
 	count  uint64 // of authorizations
@@ -70,8 +71,11 @@ type member struct {
 
 func nodeID(i int) placement.NodeID { return placement.NodeID(fmt.Sprintf("node%02d", i)) }
 
-func newPool(t testing.TB, nodes int) *pool {
-	p := &pool{t: t, log: &logText{}, net: memnet.New(), nodes: map[placement.NodeID]*member{}}
+func newPool(t testing.TB, nodes int) *pool { return newPoolWith(t, nodes, nil) }
+
+// newPoolWith is newPool with nodes whose options set has changed.
+func newPoolWith(t testing.TB, nodes int, set func(*Options)) *pool {
+	p := &pool{t: t, set: set, log: &logText{}, net: memnet.New(), nodes: map[placement.NodeID]*member{}}
 	p.device = p.net.Add(p2p.Member{ID: "device", Role: p2p.RoleDevice})
 	for i := range nodes {
 		p.add(nodeID(i))
@@ -86,20 +90,24 @@ func newPool(t testing.TB, nodes int) *pool {
 }
 
 func (p *pool) add(id placement.NodeID) {
-	m := startMember(p.t, p.net.Add(p2p.Member{ID: id, Role: p2p.RoleNode, Host: "host of " + string(id), CapacityBytes: 1 << 30}), p.t.TempDir(), slog.New(slog.NewTextHandler(p.log, nil)))
+	m := startMember(p.t, p.net.Add(p2p.Member{ID: id, Role: p2p.RoleNode, Host: "host of " + string(id), CapacityBytes: 1 << 30}), p.t.TempDir(), slog.New(slog.NewTextHandler(p.log, nil)), p.set)
 	p.nodes[id] = m
 }
 
-func startMember(t testing.TB, transport p2p.Transport, dir string, log *slog.Logger) *member {
+func startMember(t testing.TB, transport p2p.Transport, dir string, log *slog.Logger, set func(*Options)) *member {
 	store, err := shardstore.Open(shardstore.Options{Dir: dir, CapacityBytes: 1 << 30, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := New(Options{
+	o := Options{
 		Store: store, Transport: transport, Logger: log,
 		MirrorInterval: 20 * time.Millisecond, HandoverDelay: 40 * time.Millisecond, CallTimeout: 2 * time.Second,
 		RepairInterval: 20 * time.Millisecond, CensusInterval: 200 * time.Millisecond,
-	})
+	}
+	if set != nil {
+		set(&o)
+	}
+	n, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,8 @@ type Options struct {
 	RepairInterval   time.Duration // between looks at the stripes whose index records are kept here; default 30 s
 	CensusInterval   time.Duration // between questions to all holders whether they have their shards; default 1 h
 	AnswersPerSecond float64       // lookups answered; default 50
+	BackgroundRate   int64         // bytes per second that the node moves of its own accord; default 16 MiB
+	ScrubInterval    time.Duration // of the store's uptime in which each shard is read again once; default 7 days
 
 	Now    func() time.Time // default time.Now
 	Logger *slog.Logger     // default slog.Default
@@ -46,6 +48,8 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.RepairInterval, 30*time.Second)
 	setDefault(&o.CensusInterval, time.Hour)
 	setDefault(&o.AnswersPerSecond, 50)
+	setDefault(&o.BackgroundRate, 16<<20)
+	setDefault(&o.ScrubInterval, 7*24*time.Hour)
 	setDefault(&o.Logger, slog.Default())
 	if o.Now == nil {
 		o.Now = time.Now
@@ -75,9 +79,12 @@ func (o *Options) Validate() error {
 	if o.CopiesMax < 1 {
 		bad("CopiesMax is %d: use at least 1", o.CopiesMax)
 	}
+	if o.BackgroundRate < 0 {
+		bad("BackgroundRate is %d: use a positive number of bytes per second", o.BackgroundRate)
+	}
 	for name, d := range map[string]time.Duration{
 		"BusyAfter": o.BusyAfter, "CallTimeout": o.CallTimeout, "MirrorInterval": o.MirrorInterval,
-		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay, "RepairInterval": o.RepairInterval, "CensusInterval": o.CensusInterval,
+		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay, "RepairInterval": o.RepairInterval, "CensusInterval": o.CensusInterval, "ScrubInterval": o.ScrubInterval,
 	} {
 		if d < 0 {
 			bad("%s is %v: use a positive duration", name, d)

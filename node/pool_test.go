@@ -382,7 +382,7 @@ func TestRealHosts(t *testing.T) {
 	var nodes []*member
 	for range 2 {
 		h, dir := host(p2p.RoleNode)
-		nodes = append(nodes, startMember(t, h, filepath.Join(dir, "store"), testLogger()))
+		nodes = append(nodes, startMember(t, h, filepath.Join(dir, "store"), testLogger(), nil))
 	}
 	device, _ := host(p2p.RoleDevice)
 	defer device.Close()

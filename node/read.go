@@ -32,6 +32,11 @@ func (n *Node) getShard(ctx context.Context, from p2p.Peer, op *wire.GetShard) (
 	if length == 0 {
 		room = 1 << 20
 	}
+	if op.Whole { // for a repair
+		if err := n.budget.yield(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
 	if err := n.take(ctx, n.readBytes, room); err != nil {
 		return nil, nil, err
 	}
@@ -159,6 +164,7 @@ func (n *Node) healer(ctx context.Context) {
 		case key := <-n.heals:
 			err := n.heal(ctx, key)
 			if err == nil {
+				n.did.healed.Add(1)
 				n.damaged.Remove(key)
 			} else if ctx.Err() == nil {
 				n.damaged.Add(key, struct{}{})
@@ -180,6 +186,9 @@ func (n *Node) heal(ctx context.Context, key shardstore.Key) error {
 	}
 	if info.Partner == "" {
 		return errors.New("it has no partner")
+	}
+	if err := n.budget.spend(ctx, info.Bytes); err != nil {
+		return err
 	}
 	rep, body, err := n.call(ctx, placement.NodeID(info.Partner), &wire.Request{Op: &wire.Request_GetShard{GetShard: &wire.GetShard{
 		Blind: key.Blind[:], Index: uint32(key.Index), Whole: true,

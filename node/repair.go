@@ -279,7 +279,7 @@ func (n *Node) repair(ctx context.Context, job *repair) (done bool, err error) {
 	if job.spare < 0 {
 		return false, fmt.Errorf("%d shards are left, %d are needed: the nodes that hold the others must come back", h.healthy, record.Manifest.K)
 	}
-	bodies, commit, err := n.rebuild(ctx, record, h.lost)
+	bodies, commit, err := n.rebuild(ctx, record, h.lost, job.spare)
 	if err != nil {
 		return false, err
 	}
@@ -291,6 +291,7 @@ func (n *Node) repair(ctx context.Context, job *repair) (done bool, err error) {
 			err = fmt.Errorf("place shard %d: %w", i, placeErr)
 			break
 		}
+		n.did.rebuilt.Add(1)
 		job.moves = append(job.moves, moves...)
 	}
 	n.log.Info("Lost shards of a stripe were rebuilt.", "stripe", blindText(job.blind), "shards", len(h.lost), "healthy_before", h.healthy)
@@ -336,7 +337,7 @@ func (n *Node) catchUp(ctx context.Context, record *wire.IndexRecord, keeperIDs 
 // rebuild fetches k shards whole and computes those in lost, and returns them by
 // number with the commit of the stripe. Memory is bounded over all stripes that
 // are rebuilt at once.
-func (n *Node) rebuild(ctx context.Context, record *wire.IndexRecord, lost []int) (bodies [][]byte, commit *wire.Commit, err error) {
+func (n *Node) rebuild(ctx context.Context, record *wire.IndexRecord, lost []int, spare int) (bodies [][]byte, commit *wire.Commit, err error) {
 	g := erasure.Geometry{K: int(record.Manifest.K), M: int(record.Manifest.M), ShardBytes: int(record.Manifest.ShardBytes)}
 	if err := g.Validate(); err != nil {
 		return nil, nil, err
@@ -346,6 +347,13 @@ func (n *Node) rebuild(ctx context.Context, record *wire.IndexRecord, lost []int
 		return nil, nil, err
 	}
 	defer n.rebuilds.Release(weight)
+	spend := n.budget.spend
+	if spare <= 0 {
+		spend = n.budget.charge // one more loss, and the stripe is gone
+	}
+	if err := spend(ctx, (g.K+len(lost))*g.BodyBytes()); err != nil {
+		return nil, nil, err
+	}
 	code, err := n.codes.Get(g.K, g.M)
 	if err != nil {
 		return nil, nil, err

@@ -36,6 +36,7 @@ type ShardInfo struct {
 	Partner     string
 	Provisional bool
 	Proof       []byte // given to Commit
+	Bytes       int    // of the body and its outboard
 }
 
 // Range is part of a shard.
@@ -122,7 +123,7 @@ func (s *Store) Stat(key Key) (ShardInfo, error) {
 }
 
 func (e shardEntry) info(key Key) ShardInfo {
-	return ShardInfo{Key: key, Partner: e.Partner, Provisional: e.Provisional, Proof: e.Proof}
+	return ShardInfo{Key: key, Partner: e.Partner, Provisional: e.Provisional, Proof: e.Proof, Bytes: int(e.Data)}
 }
 
 // Has says whether the shard is stored; damage is not looked for.

@@ -148,6 +148,12 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// Uptime is how long the store has been open, over all its runs. What a crash
+// takes of it is at most some minutes.
+func (s *Store) Uptime() time.Duration {
+	return time.Duration(s.uptimeBase)*time.Second + max(0, s.opts.Now().Sub(s.started))
+}
+
 // uptime in seconds over all runs.
 func (s *Store) uptime() uint64 {
 	return s.uptimeBase + uint64(max(0, s.opts.Now().Sub(s.started)/time.Second))

@@ -58,8 +58,9 @@ which it can be reached and writes them to the file addrs in its directory.`,
 			return a.runNodes(cmd.Context(), o, ticket, count)
 		},
 	}
-	config.AddFlags(cmd.Flags(), "listen", "peers", "capacity", "host", "zone", "suspect-after", "dead-after", "copy-after", "dial-timeout", "memory-max")
+	config.AddFlags(cmd.Flags(), "listen", "peers", "capacity", "host", "zone", "suspect-after", "dead-after", "copy-after", "dial-timeout", "background-rate", "scrub-every", "memory-max")
 	cmd.Flags().StringVar(&join, "join", "", "ticket of the pool, needed the first time; @FILE reads it from a file")
+	cmd.AddCommand(a.nodeStatusCommand())
 	cmd.Flags().IntVar(&count, "count", 1, "nodes to run in this process: a local pool, on loopback unless --listen is given")
 	return cmd
 }
@@ -73,10 +74,14 @@ func (a *app) runNodes(ctx context.Context, o config.Options, ticket string, cou
 	}
 	log := logger(o, a.Err)
 	var nodes []*defs.Node
+	var servers []*control.Server
 	defer func() {
 		daemon.SdNotify(false, daemon.SdNotifyStopping)
 		errs := make([]error, len(nodes))
 		var wg sync.WaitGroup
+		for _, s := range servers {
+			errs = append(errs, s.Close())
+		}
 		for i, n := range nodes {
 			wg.Go(func() { errs[i] = n.Close() })
 		}
@@ -95,13 +100,18 @@ func (a *app) runNodes(ctx context.Context, o config.Options, ticket string, cou
 		n, err := defs.OpenNode(ctx, defs.NodeOptions{
 			Dir: dir, Ticket: ticket, Listen: listen, Peers: append(addrs, peers...), CapacityBytes: uint64(o.Capacity), DiskShare: count, Host: o.Host, Zone: o.Zone,
 			HeartbeatInterval: o.HeartbeatInterval(), SuspectAfter: o.SuspectAfter, DeadAfter: o.DeadAfter, DialTimeout: o.DialTimeout,
-			CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval(),
+			CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval(), BackgroundRate: int64(o.BackgroundRate), ScrubInterval: o.ScrubEvery,
 			Logger: log.With("node", i+1),
 		})
 		if err != nil {
 			return err
 		}
 		nodes = append(nodes, n)
+		server, err := control.ServeNode(dir, n)
+		if err != nil {
+			return err
+		}
+		servers = append(servers, server)
 		addrs = append(addrs, n.Addrs()...)
 	}
 	if count > 1 {
