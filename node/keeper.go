@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -181,7 +182,7 @@ func (n *Node) checkMove(ctx context.Context, from placement.NodeID, r *wire.Ind
 		if move.Mirror {
 			old = now.Mirror
 		}
-		if old != "" && old != move.To && !n.without(ctx, placement.NodeID(old), key) {
+		if old != "" && old != move.To && !n.without(ctx, placement.NodeID(old), r.Manifest, key) {
 			return nil, denied("the holder that is to be replaced is there")
 		}
 		move = &wire.HolderMove{Index: move.Index, From: old, To: move.To, Mirror: move.Mirror}
@@ -218,14 +219,20 @@ func (n *Node) isKeeper(id placement.NodeID, m *wire.Manifest, mirrored bool) bo
 	return slices.Contains(placement.Keepers([32]byte(m.Blind), pool, count), id)
 }
 
-// without says whether a holder has been silent for long, or answers that it
-// does not have the shard.
-func (n *Node) without(ctx context.Context, id placement.NodeID, key shardstore.Key) bool {
-	if n.stillLost(id) {
+// without says whether a holder has been silent for long, answers that it does
+// not have the shard, or is found out when it is to show it.
+func (n *Node) without(ctx context.Context, id placement.NodeID, m *wire.Manifest, key shardstore.Key) bool {
+	if n.stillGivenUp(id) {
 		return true
 	}
 	held, err := n.heldBy(ctx, id, []shardstore.Key{key})
-	return err == nil && !held[0]
+	if err == nil && !held[0] {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.o.CallTimeout/2) // who asks waits, too
+	defer cancel()
+	outcome, ok := n.challenge(ctx, id, m, key)
+	return ok && (outcome == placement.Lied || outcome == placement.Lost) || n.contained(id)
 }
 
 // proves has a node show a random part of a shard that it is said to hold.
@@ -245,10 +252,13 @@ func (n *Node) proves(ctx context.Context, id placement.NodeID, m *wire.Manifest
 	}
 	columnHash := rep.GetGetShard().GetColumnHash()
 	if len(columnHash) != 32 {
-		return errors.New("reply without the column's hash")
+		return fmt.Errorf("%w: a reply without the column's hash", errLied)
 	}
 	var shown [1]byte
-	return erasure.VerifyRange([32]byte(m.Roots[key.Index]), [32]byte(columnHash), int(m.ShardBytes), off, 1, proof, shown[:])
+	if err := erasure.VerifyRange([32]byte(m.Roots[key.Index]), [32]byte(columnHash), int(m.ShardBytes), off, 1, proof, shown[:]); err != nil {
+		return fmt.Errorf("%w: %w", errLied, err)
+	}
+	return nil
 }
 
 // handover gives index records to the nodes that become keepers when the pool

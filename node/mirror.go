@@ -103,7 +103,7 @@ func (n *Node) mirrorRound(ctx context.Context) {
 		}
 		var err error
 		switch {
-		case n.lost(m):
+		case n.givenUp(m):
 			err = n.replaceMirror(ctx, m.ID)
 		case m.State == p2p.Alive:
 			err = n.compare(ctx, m.ID)
@@ -119,10 +119,14 @@ func (n *Node) lost(m p2p.Member) bool {
 	return m.State == p2p.Dead || m.State == p2p.Suspect && !m.Seen.IsZero() && n.o.Now().Sub(m.Seen) >= n.o.CopyAfter
 }
 
-func (n *Node) stillLost(id placement.NodeID) bool {
+// givenUp says whether a node's shards are to be held by others: it has been
+// silent for long, or is contained.
+func (n *Node) givenUp(m p2p.Member) bool { return n.lost(m) || n.contained(m.ID) }
+
+func (n *Node) stillGivenUp(id placement.NodeID) bool {
 	for _, m := range n.transport.Members() {
 		if m.ID == id {
-			return n.lost(m)
+			return n.givenUp(m)
 		}
 	}
 	return false
@@ -147,7 +151,7 @@ func (n *Node) replaceMirror(ctx context.Context, gone placement.NodeID) error {
 	for range n.o.CopiesMax {
 		wg.Go(func() {
 			for i := range todo {
-				if ctx.Err() == nil && n.stillLost(gone) {
+				if ctx.Err() == nil && n.stillGivenUp(gone) {
 					errs[i] = n.replaceCopy(ctx, keys[i], gone)
 				}
 			}
@@ -169,7 +173,7 @@ func (n *Node) replaceMirror(ctx context.Context, gone placement.NodeID) error {
 	if failed > 0 {
 		return fmt.Errorf("%d of %d shards not copied from a lost partner, the first: %w", failed, len(keys), first)
 	}
-	n.log.Info("The shards of a lost partner have new mirrors.", "peer", string(gone), "shards", len(keys))
+	n.log.Info("The shards of a lost or contained partner have new mirrors.", "peer", string(gone), "shards", len(keys))
 	return nil
 }
 
@@ -304,7 +308,7 @@ func (n *Node) takers(record *wire.IndexRecord) *takers {
 		}
 		node := placement.Node{
 			ID: m.ID, Host: m.Host, Subnet: m.Subnet, Zone: m.Zone, CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes,
-			LatencyMs: float64(m.RTT) / float64(time.Millisecond), Uptime: 1, Alive: true,
+			LatencyMs: float64(m.RTT) / float64(time.Millisecond), Uptime: 1, Alive: true, Reputation: n.Reputation(m.ID),
 		}
 		t.any = append(t.any, node)
 		if !hosts[m.Host] {

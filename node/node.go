@@ -47,6 +47,8 @@ type Node struct {
 	budget    *budget
 	did       tally
 
+	reputations placement.Reputations
+
 	heals   chan shardstore.Key
 	damaged *lru.Cache[shardstore.Key, struct{}] // that no partner could heal
 	lookups chan lookup
@@ -123,6 +125,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { every(ctx, n.o.MirrorInterval, func() { n.mirrorRound(ctx) }) })
 	wg.Go(func() { n.handover(ctx) })
 	wg.Go(func() { every(ctx, n.o.RepairInterval, func() { n.repairRound(ctx) }) })
+	wg.Go(func() { every(ctx, n.o.AuditInterval, func() { n.audit(ctx) }) })
 	wg.Go(func() { n.walk(ctx, n.o.ScrubInterval, n.scrub) })
 	wg.Wait()
 	return nil

@@ -29,6 +29,7 @@ type Options struct {
 	CensusInterval   time.Duration // between questions to all holders whether they have their shards; default 1 h
 	AnswersPerSecond float64       // lookups answered; default 50
 	BackgroundRate   int64         // bytes per second that the node moves of its own accord; default 16 MiB
+	AuditInterval    time.Duration // between challenges to other nodes; default 30 s
 	ScrubInterval    time.Duration // of the store's uptime in which each shard is read again once; default 7 days
 
 	Now    func() time.Time // default time.Now
@@ -49,6 +50,7 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.CensusInterval, time.Hour)
 	setDefault(&o.AnswersPerSecond, 50)
 	setDefault(&o.BackgroundRate, 16<<20)
+	setDefault(&o.AuditInterval, 30*time.Second)
 	setDefault(&o.ScrubInterval, 7*24*time.Hour)
 	setDefault(&o.Logger, slog.Default())
 	if o.Now == nil {
@@ -84,7 +86,7 @@ func (o *Options) Validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"BusyAfter": o.BusyAfter, "CallTimeout": o.CallTimeout, "MirrorInterval": o.MirrorInterval,
-		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay, "RepairInterval": o.RepairInterval, "CensusInterval": o.CensusInterval, "ScrubInterval": o.ScrubInterval,
+		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay, "RepairInterval": o.RepairInterval, "CensusInterval": o.CensusInterval, "AuditInterval": o.AuditInterval, "ScrubInterval": o.ScrubInterval,
 	} {
 		if d < 0 {
 			bad("%s is %v: use a positive duration", name, d)

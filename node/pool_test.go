@@ -348,8 +348,14 @@ func FuzzHandle(f *testing.F) {
 	})
 }
 
-// The same over real hosts: TCP, TLS, tickets.
-func TestRealHosts(t *testing.T) {
+// hosts makes members that talk over TCP with TLS, admitted by a ticket.
+type hosts struct {
+	t         *testing.T
+	ticket    p2p.Ticket
+	bootstrap []string
+}
+
+func newHosts(t *testing.T) *hosts {
 	key, err := p2p.NewPool()
 	if err != nil {
 		t.Fatal(err)
@@ -358,33 +364,40 @@ func TestRealHosts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var bootstrap []string
-	host := func(role p2p.Role) (*p2p.Host, string) {
-		dir := t.TempDir()
-		peer, err := p2p.LoadOrCreateKey(filepath.Join(dir, "peer.key"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		cert, err := p2p.Join(ticket, peer, role)
-		if err != nil {
-			t.Fatal(err)
-		}
-		h, err := p2p.NewHost(ctx, p2p.HostOptions{
-			Dir: dir, Key: peer, Certificate: cert, Bootstrap: bootstrap, Listen: []string{"/ip4/127.0.0.1/tcp/0"},
-			HeartbeatInterval: 100 * time.Millisecond, SuspectAfter: 2 * time.Second, Logger: testLogger(),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		bootstrap = append(bootstrap, h.Addrs()...)
-		return h, dir
+	return &hosts{t: t, ticket: ticket}
+}
+
+// start returns a new member and its directory.
+func (hs *hosts) start(role p2p.Role) (*p2p.Host, string) {
+	dir := hs.t.TempDir()
+	peer, err := p2p.LoadOrCreateKey(filepath.Join(dir, "peer.key"))
+	if err != nil {
+		hs.t.Fatal(err)
 	}
+	cert, err := p2p.Join(hs.ticket, peer, role)
+	if err != nil {
+		hs.t.Fatal(err)
+	}
+	h, err := p2p.NewHost(ctx, p2p.HostOptions{
+		Dir: dir, Key: peer, Certificate: cert, Bootstrap: hs.bootstrap, Listen: []string{"/ip4/127.0.0.1/tcp/0"},
+		HeartbeatInterval: 100 * time.Millisecond, SuspectAfter: 2 * time.Second, Logger: testLogger(),
+	})
+	if err != nil {
+		hs.t.Fatal(err)
+	}
+	hs.bootstrap = append(hs.bootstrap, h.Addrs()...)
+	return h, dir
+}
+
+// The same over real hosts: TCP, TLS, tickets.
+func TestRealHosts(t *testing.T) {
+	hosts := newHosts(t)
 	var nodes []*member
 	for range 2 {
-		h, dir := host(p2p.RoleNode)
+		h, dir := hosts.start(p2p.RoleNode)
 		nodes = append(nodes, startMember(t, h, filepath.Join(dir, "store"), testLogger(), nil))
 	}
-	device, _ := host(p2p.RoleDevice)
+	device, _ := hosts.start(p2p.RoleDevice)
 	defer device.Close()
 	wait, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

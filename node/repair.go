@@ -67,7 +67,11 @@ func (n *Node) repairRound(ctx context.Context) {
 	r := &n.repairs
 	gone := map[placement.NodeID]p2p.State{}
 	for _, m := range n.transport.Members() {
-		if m.Role == p2p.RoleNode && n.lost(m) {
+		switch {
+		case m.Role != p2p.RoleNode:
+		case n.contained(m.ID):
+			gone[m.ID] = p2p.Dead // what it says is worth nothing
+		case n.lost(m):
 			gone[m.ID] = m.State
 		}
 	}

@@ -12,6 +12,7 @@ type tally struct {
 	scrubbed, scrubbedBytes atomic.Int64
 	damaged, healed         atomic.Int64
 	copied, rebuilt         atomic.Int64
+	audited, auditsFailed   atomic.Int64 // challenges
 }
 
 // Status is what a node holds and what it has done of its own accord since it
@@ -30,6 +31,8 @@ type Status struct {
 
 	Copied  int64 // to a new mirror, or to one that had lost it
 	Rebuilt int64 // from other shards
+
+	Audited, AuditsFailed int64 // challenges to other nodes, which were proved or not
 }
 
 // Status returns the figures of this moment. It never waits for the disk.
@@ -40,5 +43,6 @@ func (n *Node) Status() Status {
 		Scrubbed: n.did.scrubbed.Load(), ScrubbedBytes: n.did.scrubbedBytes.Load(), ScrubInterval: n.o.ScrubInterval,
 		Damaged: n.did.damaged.Load(), Healed: n.did.healed.Load(),
 		Copied: n.did.copied.Load(), Rebuilt: n.did.rebuilt.Load(),
+		Audited: n.did.audited.Load(), AuditsFailed: n.did.auditsFailed.Load(),
 	}
 }

@@ -10,6 +10,7 @@
 //	keepers := placement.Keepers(blind, ids, placement.KeeperCount(g.M, mirrored, len(ids)))
 //	nodes, hosts := placement.SurvivesLosses(pairs, g.K, hostOf)
 //
-// The package is pure: no files, no network, no clock, no goroutines, no
-// state. Results belong to the caller; arguments are only read.
+// The package is pure: no files, no network, no clock, no goroutines, no state
+// but that of Reputations, which their owner makes. Results belong to the
+// caller; arguments are only read.
 package placement

@@ -19,8 +19,9 @@ type Node struct {
 	BandwidthBps float64 // bytes per second; 0 = not known
 	Uptime       float64 // share of the observed time that it answered, 0 to 1
 
-	Alive    bool     // neither suspect nor dead
-	Partners []NodeID // nodes with which it mirrors shards
+	Alive      bool       // neither suspect nor dead
+	Reputation Reputation // as whoever chooses has seen it
+	Partners   []NodeID   // nodes with which it mirrors shards
 }
 
 // Pair is where one shard lies. Mirror is empty where the shard is not

@@ -20,12 +20,12 @@ func ShardRoom(capacityBytes, usedBytes uint64) uint64 {
 	return room - min(room, usedBytes)
 }
 
-// Score returns a node's weight in Choose: 0 for one that is not alive or
-// full, else in (0, 1]. It is the product of four factors: room (free bytes,
+// Score returns a node's weight in Choose: 0 for one that is not alive, full or
+// contained, else in (0, 1]. It is the product of five factors: trust, room (free bytes,
 // saturating, so that nodes fill up alike), uptime (squared: stability counts
 // most), bandwidth and latency, which stands for location.
 func Score(n Node) float64 {
-	if !n.Alive {
+	if !n.Alive || n.Reputation.Contained() {
 		return 0
 	}
 	room := unknownFactor
@@ -48,7 +48,7 @@ func Score(n Node) float64 {
 	if known(n.Uptime) {
 		uptime = min(n.Uptime, 1)
 	}
-	return room * lift(uptime*uptime) * lift(bandwidth) * lift(latency)
+	return n.Reputation.Trust() * room * lift(uptime*uptime) * lift(bandwidth) * lift(latency)
 }
 
 func known(value float64) bool { return value > 0 && !math.IsInf(value, 1) } // false for NaN too
