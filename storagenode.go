@@ -16,6 +16,7 @@ import (
 	"github.com/defs-fs/defs/node"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/placement"
 	"github.com/defs-fs/defs/shardstore"
 )
 
@@ -93,7 +94,7 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 	n.node, err = node.New(node.Options{
 		Store: n.store, Transport: n.host, Logger: o.Logger,
 		CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval, RepairInterval: o.MirrorInterval, CensusInterval: o.DeadAfter,
-		BackgroundRate: o.BackgroundRate, ScrubInterval: o.ScrubInterval,
+		AuditInterval: o.MirrorInterval, BackgroundRate: o.BackgroundRate, ScrubInterval: o.ScrubInterval,
 	})
 	if err != nil {
 		return nil, err
@@ -163,6 +164,9 @@ func (n *Node) Addrs() []string { return n.host.Addrs() }
 
 // Members lists the pool as this node sees it.
 func (n *Node) Members() []p2p.Member { return n.host.Members() }
+
+// Reputation is what this node has seen of another.
+func (n *Node) Reputation(id placement.NodeID) placement.Reputation { return n.node.Reputation(id) }
 
 // Status returns what the node holds and has done of its own accord.
 func (n *Node) Status() node.Status { return n.node.Status() }

@@ -119,6 +119,15 @@ type Peer struct {
 	UsedBytes     uint64     `json:"used_bytes"`
 	RTTMs         float64    `json:"rtt_ms"`
 	Seen          *time.Time `json:"seen,omitempty"`
+
+	// Of nodes: what this process itself has seen of it. Counts fade, half of
+	// each in a week.
+	Trust     float64 `json:"trust"`     // 1: nothing is known against it
+	Contained bool    `json:"contained"` // it is given nothing, and what it holds is put elsewhere
+	Proved    float64 `json:"proved"`
+	Lied      float64 `json:"lied"`    // sent bytes that are not its shard's
+	Lost      float64 `json:"lost"`    // had not, or could not read, what it is to hold
+	Stalled   float64 `json:"stalled"` // did not answer in time
 }
 
 // Inspection is what is known of a file, a stripe or a shard; one is set.

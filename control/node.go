@@ -23,6 +23,7 @@ type Node struct {
 
 	Scrub  Scrub  `json:"scrub"`
 	Repair Repair `json:"repair"`
+	Audit  Audit  `json:"audit"`
 }
 
 // Scrub is how far a node is with reading its shards again.
@@ -40,13 +41,19 @@ type Repair struct {
 	Rebuilt int64 `json:"rebuilt"` // from other shards
 }
 
+// Audit counts the challenges by which a node has others prove their shards.
+type Audit struct {
+	Proved int64 `json:"proved"`
+	Failed int64 `json:"failed"`
+}
+
 // ServeNode begins to answer at the socket in dir, the directory of n: GET
 // node, peers.
 func ServeNode(dir string, n *defs.Node) (*Server, error) {
 	s := &Server{dir: dir, node: n}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/node", reply(func(*http.Request) (Node, error) { return renderNode(n), nil }))
-	mux.HandleFunc("GET /v1/peers", reply(func(*http.Request) (Peers, error) { return renderPeers(n.Addrs(), n.Members()), nil }))
+	mux.HandleFunc("GET /v1/peers", reply(func(*http.Request) (Peers, error) { return renderPeers(n.Addrs(), n.Members(), n.Reputation), nil }))
 	return s.serve(mux)
 }
 
@@ -58,5 +65,6 @@ func renderNode(n *defs.Node) Node {
 		BackgroundBytes: st.BackgroundBytes, BackgroundBytesPerSecond: st.BackgroundRate,
 		Scrub:  Scrub{st.ScrubInterval.Seconds(), st.Scrubbed, st.ScrubbedBytes, st.Damaged, st.Healed},
 		Repair: Repair{st.Copied, st.Rebuilt},
+		Audit:  Audit{st.Audited, st.AuditsFailed},
 	}
 }

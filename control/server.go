@@ -17,6 +17,7 @@ import (
 
 	"github.com/defs-fs/defs"
 	"github.com/defs-fs/defs/p2p"
+	"github.com/defs-fs/defs/placement"
 	"github.com/defs-fs/defs/volume"
 )
 
@@ -155,19 +156,22 @@ func (s *Server) render(st volume.Status) Status {
 }
 
 func (s *Server) peers(*http.Request) (Peers, error) {
-	return renderPeers(s.client.Addrs(), s.client.Members()), nil
+	return renderPeers(s.client.Addrs(), s.client.Members(), s.client.Volume().Reputation), nil
 }
 
-func renderPeers(addrs []string, members []p2p.Member) Peers {
+func renderPeers(addrs []string, members []p2p.Member, reputation func(placement.NodeID) placement.Reputation) Peers {
 	out := Peers{Schema: Schema, Addrs: addrs, Peers: []Peer{}}
 	for _, m := range members {
 		p := Peer{
 			ID: string(m.ID), State: m.State.String(), Host: m.Host, Subnet: m.Subnet, Zone: m.Zone, Addrs: m.Addrs,
-			CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes, RTTMs: float64(m.RTT) / float64(time.Millisecond),
+			Trust: 1, CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes, RTTMs: float64(m.RTT) / float64(time.Millisecond),
 		}
 		switch m.Role {
 		case p2p.RoleNode:
 			p.Role = "node"
+			r := reputation(m.ID)
+			p.Trust, p.Contained = r.Trust(), r.Contained()
+			p.Proved, p.Lied, p.Lost, p.Stalled = r.Proved, r.Lied, r.Lost, r.Stalled
 		case p2p.RoleDevice:
 			p.Role = "device"
 		case p2p.RoleRecovery:

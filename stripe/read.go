@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
@@ -132,8 +133,25 @@ func (s *Store) rebuild(info *metastore.StripeInfo, got [][]byte, want []int) er
 	return code.Reconstruct(got, need)
 }
 
-// readShard reads and verifies bytes [lo, hi) of one shard at one node.
+// errLied says that a peer's bytes are not those of the shard.
+var errLied = errors.New("the peer's bytes are not the shard's")
+
+// readShard reads and verifies bytes [lo, hi) of one shard at one node, and
+// notes how the node came out of that.
 func (s *Store) readShard(ctx context.Context, blind erasure.BlindID, index int, node placement.NodeID, shardBytes int, root [32]byte, lo, hi int) ([]byte, error) {
+	data, err := s.requestShard(ctx, blind, index, node, shardBytes, root, lo, hi)
+	switch {
+	case err == nil:
+		s.reputations.Note(node, placement.Proved, time.Now())
+	case errors.Is(err, errLied):
+		s.reputations.Note(node, placement.Lied, time.Now())
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		s.reputations.Note(node, placement.Stalled, time.Now())
+	}
+	return data, err
+}
+
+func (s *Store) requestShard(ctx context.Context, blind erasure.BlindID, index int, node placement.NodeID, shardBytes int, root [32]byte, lo, hi int) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
 	defer cancel()
 	rep, body, err := s.t.Call(ctx, node, &wire.Request{Op: &wire.Request_GetShard{GetShard: &wire.GetShard{
@@ -149,13 +167,13 @@ func (s *Store) readShard(ctx context.Context, blind erasure.BlindID, index int,
 	if lo == 0 && hi == shardBytes && len(body) == shardBytes {
 		// The whole shard: no proof is needed, and none was sent.
 		if err := erasure.VerifyCoded(root, [32]byte(columnHash), body); err != nil {
-			return nil, fmt.Errorf("the peer's bytes are not the shard's: %w", err)
+			return nil, fmt.Errorf("%w: %w", errLied, err)
 		}
 		return body, nil
 	}
 	data := make([]byte, hi-lo)
 	if err := erasure.VerifyRange(root, [32]byte(columnHash), shardBytes, lo, hi-lo, body, data); err != nil {
-		return nil, fmt.Errorf("the peer's bytes are not the shard's: %w", err)
+		return nil, fmt.Errorf("%w: %w", errLied, err)
 	}
 	return data, nil
 }

@@ -97,6 +97,8 @@ type Store struct {
 	mu   sync.Mutex
 	keys map[keysID]*seal.StripeKeys  // guarded by mu; bounded by keysMax
 	took map[placement.NodeID]*intake // guarded by mu; bounded by the pool
+
+	reputations placement.Reputations // by what reads have shown
 }
 
 type keysID struct {
@@ -176,8 +178,8 @@ func (s *Store) nodes(purpose metastore.Purpose, shardBytes int) []placement.Nod
 		nodes = append(nodes, placement.Node{
 			ID: m.ID, Host: m.Host, Subnet: m.Subnet, Zone: m.Zone,
 			CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes,
-			LatencyMs: float64(m.RTT) / float64(time.Millisecond),
-			Alive:     m.State == p2p.Alive && (m.CapacityBytes == 0 || placement.ShardRoom(m.CapacityBytes, m.UsedBytes) >= need),
+			LatencyMs: float64(m.RTT) / float64(time.Millisecond), Reputation: s.Reputation(m.ID),
+			Alive: m.State == p2p.Alive && (m.CapacityBytes == 0 || placement.ShardRoom(m.CapacityBytes, m.UsedBytes) >= need),
 		})
 	}
 	return nodes
@@ -195,6 +197,11 @@ func (s *Store) count(node placement.NodeID, bytes int) {
 	}
 	in := s.took[node]
 	in.bytes = uint64(max(0, int64(in.bytes)+int64(bytes)))
+}
+
+// Reputation is what reads of this store have shown of a node.
+func (s *Store) Reputation(node placement.NodeID) placement.Reputation {
+	return s.reputations.Of(node, time.Now())
 }
 
 // keepers returns the nodes that keep a stripe's index record: the highest

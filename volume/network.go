@@ -8,6 +8,7 @@ import (
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
+	"github.com/defs-fs/defs/placement"
 	"github.com/defs-fs/defs/stripe"
 )
 
@@ -70,6 +71,14 @@ func (v *Volume) connect(dev *Device, transport p2p.Transport) error {
 	}
 	go n.publisher.run()
 	return nil
+}
+
+// Reputation is what this device's reads have shown of a node.
+func (v *Volume) Reputation(node placement.NodeID) placement.Reputation {
+	if v.network == nil {
+		return placement.Reputation{}
+	}
+	return v.network.stripes.Reputation(node)
 }
 
 // close ends the network's goroutines.

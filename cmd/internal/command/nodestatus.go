@@ -62,5 +62,6 @@ func printNode(out io.Writer, n control.Node) {
 	row("background", "%s moved, at most %s per second", size(uint64(n.BackgroundBytes)), size(uint64(n.BackgroundBytesPerSecond)))
 	row("scrub", "%d shards (%s) read again, each once in %v; %d damaged, %d of them healed",
 		n.Scrub.Shards, size(uint64(n.Scrub.Bytes)), time.Duration(n.Scrub.EverySeconds*float64(time.Second)), n.Scrub.Damaged, n.Scrub.Healed)
+	row("audit", "%d challenges proved by others, %d not", n.Audit.Proved, n.Audit.Failed)
 	row("repair", "%d shards rebuilt, %d copied to mirrors", n.Repair.Rebuilt, n.Repair.Copied)
 }
