@@ -32,34 +32,46 @@ func Choose(rng *rand.Rand, nodes []Node, n int, mirror bool) ([]Pair, error) {
 		pairs[i].Primary = primary.ID
 		if mirror {
 			rest := d.pairing(n - 1 - i)
-			pairs[i].Mirror = d.take(func(c *candidate) rank { return d.mirrorRank(c, primary, rest) }).ID
+			pairs[i].Mirror = d.take(func(c *candidate) rank { return d.mirrorRank(c, &primary, rest) }).ID
 		}
 	}
 	return pairs, nil
 }
 
-// candidate is a node that may be drawn.
+// candidate is a node that may be drawn. Its domains are numbers, so that
+// ranking a pool of thousands hashes no names.
 type candidate struct {
 	*Node
-	host  string // Host, or a name of its own
-	score float64
+	host, subnet, zone int
+	score              float64
+	rank               rank // in the take under way
 }
 
 // draw is the state of one Choose.
 type draw struct {
 	rng        *rand.Rand
-	free       []*candidate
-	freeOnHost map[string]int
-	hosts      map[string]int // copies placed so far in each domain
-	subnets    map[string]int
-	zones      map[string]int
+	free       []candidate
+	freeOnHost []int
+	hosts      []int // copies placed so far in each domain
+	subnets    []int
+	zones      []int
+}
+
+// domains numbers the failure domains of one kind.
+type domains map[string]int
+
+func (d domains) number(name string) int {
+	number, ok := d[name]
+	if !ok {
+		number = len(d)
+		d[name] = number
+	}
+	return number
 }
 
 func newDraw(rng *rand.Rand, nodes []Node) *draw {
-	d := &draw{
-		rng: rng, freeOnHost: map[string]int{},
-		hosts: map[string]int{}, subnets: map[string]int{}, zones: map[string]int{},
-	}
+	d := &draw{rng: rng, free: make([]candidate, 0, len(nodes))}
+	hosts, subnets, zones := domains{}, domains{}, domains{}
 	seen := make(map[NodeID]bool, len(nodes))
 	for i := range nodes {
 		node := &nodes[i]
@@ -68,9 +80,15 @@ func newDraw(rng *rand.Rand, nodes []Node) *draw {
 			continue
 		}
 		seen[node.ID] = true
-		c := &candidate{Node: node, host: hostName(node.Host, node.ID), score: score}
-		d.free = append(d.free, c)
-		d.freeOnHost[c.host]++
+		d.free = append(d.free, candidate{
+			Node: node, score: score,
+			host: hosts.number(hostName(node.Host, node.ID)), subnet: subnets.number(node.Subnet), zone: zones.number(node.Zone),
+		})
+	}
+	d.freeOnHost, d.hosts = make([]int, len(hosts)), make([]int, len(hosts))
+	d.subnets, d.zones = make([]int, len(subnets)), make([]int, len(zones))
+	for i := range d.free {
+		d.freeOnHost[d.free[i].host]++
 	}
 	return d
 }
@@ -119,7 +137,7 @@ func (r rank) compare(other rank) int {
 
 // spreadRank keeps copies evenly spread over hosts, then subnets, then zones.
 func (d *draw) spreadRank(c *candidate) rank {
-	return rank{d.hosts[c.host], d.subnets[c.Subnet], d.zones[c.Zone]}
+	return rank{d.hosts[c.host], d.subnets[c.subnet], d.zones[c.zone]}
 }
 
 // mirrorRank puts the host before partnership, because a mirror that dies with
@@ -131,8 +149,8 @@ func (d *draw) mirrorRank(c, primary *candidate, rest pairing) rank {
 		one(rest.broken(d.freeOnHost[c.host])),
 		d.hosts[c.host],
 		one(!isPartner(c, primary)),
-		one(c.Subnet == primary.Subnet) + d.subnets[c.Subnet],
-		one(c.Zone == primary.Zone) + d.zones[c.Zone],
+		one(c.subnet == primary.subnet) + d.subnets[c.subnet],
+		one(c.zone == primary.zone) + d.zones[c.zone],
 	}
 }
 
@@ -151,40 +169,40 @@ func one(condition bool) int {
 
 // take draws one of the free candidates of the lowest rank, weighted by score,
 // and counts its domains as used. At least one candidate must be free.
-func (d *draw) take(rankOf func(*candidate) rank) *candidate {
-	best := rankOf(d.free[0])
-	ranks := make([]rank, len(d.free))
-	for i, c := range d.free {
-		ranks[i] = rankOf(c)
-		if ranks[i].compare(best) < 0 {
-			best = ranks[i]
-		}
-	}
+func (d *draw) take(rankOf func(*candidate) rank) candidate {
+	var best rank
 	total := 0.0
-	for i, c := range d.free {
-		if ranks[i] == best {
+	for i := range d.free {
+		c := &d.free[i]
+		c.rank = rankOf(c)
+		order := -1
+		if i > 0 {
+			order = c.rank.compare(best)
+		}
+		if order < 0 {
+			best, total = c.rank, 0
+		}
+		if order <= 0 {
 			total += c.score
 		}
 	}
 	point := d.rng.Float64() * total
 	chosen := -1
-	for i, c := range d.free {
-		if ranks[i] != best {
+	for i := range d.free {
+		if d.free[i].rank != best {
 			continue
 		}
 		chosen = i // the last one also takes what rounding leaves over
-		if point -= c.score; point < 0 {
+		if point -= d.free[i].score; point < 0 {
 			break
 		}
 	}
 	c := d.free[chosen]
 	d.free[chosen] = d.free[len(d.free)-1]
 	d.free = d.free[:len(d.free)-1]
-	if d.freeOnHost[c.host]--; d.freeOnHost[c.host] == 0 {
-		delete(d.freeOnHost, c.host)
-	}
+	d.freeOnHost[c.host]--
 	d.hosts[c.host]++
-	d.subnets[c.Subnet]++
-	d.zones[c.Zone]++
+	d.subnets[c.subnet]++
+	d.zones[c.zone]++
 	return c
 }
