@@ -71,7 +71,7 @@ func (d domains) number(name string) int {
 
 func newDraw(rng *rand.Rand, nodes []Node) *draw {
 	d := &draw{rng: rng, free: make([]candidate, 0, len(nodes))}
-	hosts, subnets, zones := domains{}, domains{}, domains{}
+	hosts, subnets, zones := make(domains, len(nodes)), domains{}, domains{}
 	seen := make(map[NodeID]bool, len(nodes))
 	for i := range nodes {
 		node := &nodes[i]

@@ -20,19 +20,21 @@ func Keepers(blind [32]byte, nodes []NodeID, count int) []NodeID {
 		id   NodeID
 		rank [32]byte
 	}
-	ranks := make([]ranked, 0, len(nodes))
-	var input []byte
+	count = min(max(count, 0), len(nodes))
+	best := make([]ranked, 0, count+1) // the highest so far, in order
+	input := slices.Concat([]byte(keeperDomain), blind[:])
 	for _, id := range nodes {
-		input = append(input[:0], keeperDomain...)
-		input = append(input, blind[:]...)
-		input = append(input, id...)
-		ranks = append(ranks, ranked{id, blake3.Sum256(input)})
+		input = append(input[:len(keeperDomain)+len(blind)], id...)
+		r := ranked{id, blake3.Sum256(input)}
+		i, known := slices.BinarySearchFunc(best, r, func(a, b ranked) int { return bytes.Compare(b.rank[:], a.rank[:]) })
+		if known || i == count {
+			continue
+		}
+		best = slices.Insert(best, i, r)
+		best = best[:min(len(best), count)]
 	}
-	slices.SortFunc(ranks, func(a, b ranked) int { return bytes.Compare(b.rank[:], a.rank[:]) })
-	ranks = slices.CompactFunc(ranks, func(a, b ranked) bool { return a.id == b.id })
-	ranks = ranks[:min(max(count, 0), len(ranks))]
-	keepers := make([]NodeID, len(ranks))
-	for i, r := range ranks {
+	keepers := make([]NodeID, len(best))
+	for i, r := range best {
 		keepers[i] = r.id
 	}
 	return keepers
