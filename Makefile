@@ -98,3 +98,11 @@ model: ## random operations on a mount beside a reference in memory, with kills 
 .PHONY: crash-points
 crash-points: ## crash every workload of one and of two calls at each call to the disk
 	DEFS_CRASH_POINTS=2 go test -count 1 -v -timeout 12h -run 'TestCrashPoints$$' ./volume/
+
+.PHONY: bias
+bias: ## place 10^6 stripes and look for a bias: 2 minutes
+	DEFS_PLACEMENTS=1000000 go test -count 1 -v -timeout 30m -run 'NoBias|TellsNothing' ./placement/
+
+.PHONY: durability
+durability: ## simulate a year of 1,000 nodes, compare it with the Markov model, write docs/durability.md: 10 minutes
+	go run ./sim/durability -seed $(or $(SEED),1) -out docs/durability.md
