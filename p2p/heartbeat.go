@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/defs-fs/defs/p2p/wire"
@@ -262,21 +263,30 @@ func (h *Host) findAgain(m *member) error {
 	return h.net.Connect(ctx, info)
 }
 
-// bootstrap dials the configured addresses; greet does the rest.
+// bootstrap dials the peers of the configured addresses, each at all of its
+// own, so that TCP comes first; greet does the rest.
 func (h *Host) bootstrap() {
+	peers := make(map[peer.ID]*peer.AddrInfo)
 	for _, text := range h.o.Bootstrap {
 		info, err := parsePeerAddr(text)
 		if err != nil || placement.NodeID(info.ID.String()) == h.id {
 			continue
 		}
-		if h.net.Network().Connectedness(info.ID) == network.Connected {
+		if known := peers[info.ID]; known != nil {
+			known.Addrs = append(known.Addrs, info.Addrs...)
+		} else {
+			peers[info.ID] = &info
+		}
+	}
+	for id, info := range peers {
+		if h.net.Network().Connectedness(id) == network.Connected {
 			continue
 		}
 		h.spawn(func() {
 			ctx, cancel := context.WithTimeout(h.ctx, h.o.DialTimeout)
 			defer cancel()
-			if err := h.net.Connect(ctx, info); err != nil && !errors.Is(err, context.Canceled) {
-				h.log.Debug("A bootstrap address does not answer; it will be tried again.", "peer", info.ID.String(), "err", err)
+			if err := h.net.Connect(ctx, *info); err != nil && !errors.Is(err, context.Canceled) {
+				h.log.Debug("A bootstrap peer does not answer; it will be tried again.", "peer", id.String(), "err", err)
 			}
 		})
 	}

@@ -251,9 +251,23 @@ func (h *Host) announce() error {
 // first; the other answers in kind once it knows the peer.
 func (h *Host) connected(_ network.Network, c network.Conn) {
 	h.gate.connected(c, time.Now())
-	if c.Stat().Direction == network.DirOutbound {
+	h.log.Debug("Connected.", "peer", c.RemotePeer().String(), "addr", c.RemoteMultiaddr().String(), "direction", c.Stat().Direction.String())
+	switch {
+	case h.redundant(c):
+		h.spawn(func() { _ = c.Close() })
+	case c.Stat().Direction == network.DirOutbound:
 		h.greet(c)
 	}
+}
+
+// redundant says that c goes over QUIC beside a connection over TCP, which
+// takes a third of the CPU for each byte. It happens where both ends dial, one
+// of them when the other did not listen yet.
+func (h *Host) redundant(c network.Conn) bool {
+	overTCP := func(c network.Conn) bool {
+		return isProtocol(c.RemoteMultiaddr(), multiaddr.P_TCP) && !c.Stat().Limited
+	}
+	return !overTCP(c) && !c.Stat().Limited && slices.ContainsFunc(h.net.Network().ConnsToPeer(c.RemotePeer()), overTCP)
 }
 
 func (h *Host) disconnected(_ network.Network, c network.Conn) {
