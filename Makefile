@@ -96,8 +96,8 @@ model: ## random operations on a mount beside a reference in memory, with kills 
 	DEFS_MODEL_OPS=$(or $(OPS),100000) DEFS_MODEL_SEED=$(SEED) go test -count 1 -v -timeout 12h -run 'TestModel$$' ./integration/
 
 .PHONY: crash-points
-crash-points: ## crash every workload of one and of two calls at each call to the disk
-	DEFS_CRASH_POINTS=2 go test -count 1 -v -timeout 12h -run 'TestCrashPoints$$' ./volume/
+crash-points: ## crash every workload of one and of two calls at each call to the disk; SHARD=2/5 for the second of five parts
+	DEFS_CRASH_POINTS=2 DEFS_SHARD=$(SHARD) go test -count 1 -v -timeout 12h -parallel 8 -run 'TestCrashPoints$$' ./volume/
 
 .PHONY: bias
 bias: ## place 10^6 stripes and look for a bias: 2 minutes

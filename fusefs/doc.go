@@ -27,7 +27,7 @@
 // # Ownership
 //
 // [Mount] starts the goroutines that serve the kernel; they end when the mount ends, and [Server.Wait] waits for
-// them. Buffers handed to the volume belong to the kernel request and are valid until the volume's call returns.
+// them. A mount that has copies elsewhere is cut off there soon after it was unmounted, so that they do end. Buffers handed to the volume belong to the kernel request and are valid until the volume's call returns.
 // The package holds no state that a crash could lose. A crash leaves a mount whose every use fails with "transport
 // endpoint is not connected"; [CleanStale] removes it, and Mount calls it first.
 package fusefs

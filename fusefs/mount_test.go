@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -240,13 +241,78 @@ func TestUnmountWhileBusy(t *testing.T) {
 	must(t, f.Close())
 	must(t, server.Unmount())
 	must(t, server.Unmount())
-	server.Wait()
+	must(t, server.Wait())
+}
+
+// A program that is just leaving does not keep the mount.
+func TestUnmountWaitsForWhoLeaves(t *testing.T) {
+	mnt, server := mountServer(t)
+	write(t, mnt+"/f", "x")
+	f, err := os.Open(mnt + "/f")
+	must(t, err)
+	time.AfterFunc(busyWait/2, func() { f.Close() })
+	must(t, server.Unmount())
+}
+
+// A copy of the mount in another mount namespace, in use there, does not keep the process: it is cut off.
+func TestUnmountOfCopies(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make a mount namespace")
+	}
+	for _, leave := range map[string]func(*Server) error{"Unmount": (*Server).Unmount, "Detach": (*Server).Detach} {
+		mnt, server := mountServer(t)
+		write(t, mnt+"/f", "x")
+		other := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
+			`exec 3<"$1" && cat "$1" && echo && read line && ! cat "$1" 2>&1`, "sh", mnt+"/f")
+		input, err := other.StdinPipe()
+		must(t, err)
+		output, err := other.StdoutPipe()
+		must(t, err)
+		must(t, other.Start())
+		lines := bufio.NewReader(output)
+		if line, err := lines.ReadString('\n'); line != "x\n" {
+			t.Fatalf("the other namespace reads %q, %v", line, err)
+		}
+		began := time.Now()
+		must(t, leave(server))
+		must(t, server.Wait())
+		if took := time.Since(began); took > copiesWait+10*time.Second {
+			t.Errorf("took %v", took)
+		}
+		_, err = io.WriteString(input, "\n")
+		must(t, err)
+		said, _ := lines.ReadString('\n')
+		if !strings.Contains(said, "not connected") && !strings.Contains(said, "abort") {
+			t.Errorf("afterwards the other namespace reads %q", said)
+		}
+		must(t, other.Wait())
+	}
+}
+
+// Detach cuts off programs that keep the mount busy.
+func TestDetach(t *testing.T) {
+	mnt, server := mountServer(t)
+	write(t, mnt+"/f", "x")
+	f, err := os.Open(mnt + "/f")
+	must(t, err)
+	must(t, server.Detach())
+	must(t, server.Wait())
+	if _, err := f.Stat(); err != nil && !errors.Is(err, unix.ENOTCONN) {
+		t.Error(err)
+	}
+	_, err = f.WriteAt([]byte("y"), 0)
+	if err == nil {
+		t.Error("written to a mount that is gone")
+	}
+	must(t, f.Close())
+	must(t, server.Detach())
+	must(t, server.Unmount())
 }
 
 func TestUnmountFromOutside(t *testing.T) {
 	mnt, server := mountServer(t)
 	must(t, unix.Unmount(mnt, 0))
-	server.Wait()
+	must(t, server.Wait())
 	must(t, server.Unmount())
 }
 

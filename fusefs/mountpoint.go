@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -177,17 +176,4 @@ func isStale(path string) bool {
 	case <-time.After(staleProbeTimeout):
 		return false
 	}
-}
-
-// detach unmounts even where programs still have files open there: they get errors already.
-func detach(path string) error {
-	err := syscall.Unmount(path, syscall.MNT_DETACH)
-	if !errors.Is(err, syscall.EPERM) {
-		return err
-	}
-	out, err := exec.Command("fusermount3", "-u", "-z", path).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("fusermount3 -u -z: %w: %s", err, strings.TrimSpace(string(out)))
-	}
-	return nil
 }

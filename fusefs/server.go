@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -32,11 +31,15 @@ const capabilities = fuse.CAP_DONT_MASK | // default ACLs replace the umask, so 
 // Server is a mounted filesystem. Its methods may be called by any goroutine.
 type Server struct {
 	mountpoint string
+	device     string // MAJOR:MINOR of the mount; "" if unknown
 	raw        *fuse.Server
 	logger     *slog.Logger
 
-	unmountMu sync.Mutex    // one Unmount at a time
-	done      chan struct{} // closed when the last request has been answered
+	unmountMu sync.Mutex    // one Unmount or Detach at a time
+
+	finish sync.Once
+	done   chan struct{} // closed when the last request has been answered, or that was given up
+	err    error         // why it was given up; set before done is closed
 }
 
 // Mount shows o.Volume at o.Mountpoint and returns when the mount answers. It cleans a stale mount of an earlier
@@ -80,12 +83,25 @@ func MountRaw(ctx context.Context, raw fuse.RawFileSystem, o Options) (*Server, 
 	}
 	s := &Server{mountpoint: o.Mountpoint, raw: connection, logger: o.Logger, done: make(chan struct{})}
 	go func() {
-		defer close(s.done)
 		connection.Serve()
+		s.end(nil)
 	}()
-
+	// The mount table tells the device, not the mount: a process that is killed while it waits for an answer of its
+	// own mount never ends, because the connection that it would have to answer stays open until it has ended.
+	if s.device, err = deviceOf(o.Mountpoint); err != nil {
+		o.Logger.Warn("the mount is not in the mount table", "err", err)
+		return s, nil
+	}
 	s.raiseReadAhead(o.ReadAheadKiB)
 	return s, nil
+}
+
+// end closes done, once.
+func (s *Server) end(err error) {
+	s.finish.Do(func() {
+		s.err = err
+		close(s.done)
+	})
 }
 
 const (
@@ -157,47 +173,13 @@ func mountOptions(o Options) *fuse.MountOptions {
 	}
 }
 
-// raiseReadAhead raises the kernel's read-ahead, which starts at 128 KiB. It asks the mount table for the device,
-// not the mount: a process that is killed while it waits for an answer of its own mount never ends, because the
-// connection that it would have to answer stays open until it has ended.
+// raiseReadAhead raises the kernel's read-ahead, which starts at 128 KiB.
 func (s *Server) raiseReadAhead(kib int) {
-	device, err := deviceOf(s.mountpoint)
-	if err == nil {
-		file := filepath.Join("/sys/class/bdi", device, "read_ahead_kb")
-		err = os.WriteFile(file, []byte(strconv.Itoa(kib)), 0)
-	}
-	if err != nil {
+	file := filepath.Join("/sys/class/bdi", s.device, "read_ahead_kb")
+	if err := os.WriteFile(file, []byte(strconv.Itoa(kib)), 0); err != nil {
 		s.logger.Debug("read-ahead stays at the kernel's default: only root can raise it", "err", err)
 	}
 }
-
-// Unmount detaches the filesystem and returns when the last request has been answered. It fails, and the mount
-// goes on, while programs have files or working directories in it. Unmounting twice is no error.
-func (s *Server) Unmount() error {
-	s.unmountMu.Lock()
-	defer s.unmountMu.Unlock()
-	select {
-	case <-s.done:
-		return nil
-	default:
-	}
-	if err := s.raw.Unmount(); err != nil {
-		select {
-		case <-s.done: // somebody else was faster
-			return nil
-		case <-time.After(100 * time.Millisecond):
-		}
-		return fmt.Errorf("unmount %s: %w: close the files and leave the directories that programs use there, then try again", s.mountpoint, err)
-	}
-	<-s.done
-	return nil
-}
-
-// Wait returns when the filesystem has been unmounted, by Unmount or from outside.
-func (s *Server) Wait() { <-s.done }
-
-// Done is closed when the filesystem has been unmounted.
-func (s *Server) Done() <-chan struct{} { return s.done }
 
 // InvalidateContent makes the kernel forget the attributes of ino and its cached bytes from off, for length bytes
 // (0: to the end). Call it after a change that did not come through this mount. It must not be called while

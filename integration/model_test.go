@@ -77,18 +77,6 @@ func newLab(t *testing.T, filesystem string) *lab {
 
 func (l *lab) remount() { l.slowest = max(l.slowest, l.mountNow()) }
 
-// leave unmounts. The kernel may hold on to the mount for a moment after the
-// last file has been closed.
-func (l *lab) leave() {
-	l.t.Helper()
-	eventually(l.t, time.Minute, "the mount is left", func() bool {
-		_, err := try(time.Minute, program("defs"), "umount", l.mnt)
-		return err == nil
-	})
-	l.cluster.mount.waitEnd(30 * time.Second)
-	l.cluster.mount = nil
-}
-
 // adopt starts a round: the root directory is empty, and is as it is.
 func (l *lab) adopt() {
 	l.t.Helper()
@@ -188,7 +176,7 @@ func (l *lab) disturb(kind string) error {
 	case remounted:
 		l.fs.closeAll()
 		l.now.closeAll()
-		l.leave()
+		l.unmount()
 		l.remount()
 	case killed:
 		l.killMount()
@@ -432,7 +420,7 @@ func runModel(t *testing.T, filesystem string, seed uint64, total int, round *[]
 		}
 	}
 	l.fs.closeAll()
-	l.leave()
+	l.unmount()
 	l.fsck()
 	t.Logf("DEFS_MODEL_SEED=%d: %d operations in %v; %v; power cuts took back %d operations that nobody had flushed; slowest mount %v",
 		seed, total, time.Since(began).Round(time.Second), l.happened, l.lost, l.slowest.Round(time.Millisecond))

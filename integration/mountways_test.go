@@ -203,3 +203,49 @@ func TestNotify(t *testing.T) {
 		t.Errorf("still mounted, %v", err)
 	}
 }
+
+// TestMountInOtherNamespace: a copy of the mount in another mount namespace,
+// such as that of a service, does not keep the process after a signal or an
+// unmount, nor what was written in it.
+func TestMountInOtherNamespace(t *testing.T) {
+	apart(t, `
+		mknod fuse c 10 229
+		chmod 666 fuse
+		mount --bind fuse /dev/fuse
+		mkfifo there
+		mkdir mnt home
+		chown nobody home
+		as() { (cd home && runuser -u nobody -- "$@"); }
+		as mkdir mnt
+		$DEFS init t --data "$W/volume" >/dev/null 2>&1
+		as "$DEFS" init t --data "$W/home/volume" >/dev/null 2>&1
+		copy() {
+			unshare --mount --propagation private sh -c 'echo >there; exec sleep 300' >/dev/null 2>&1 &
+			copy=$!
+			read <there
+		}
+		ended() {
+			timeout 20 flock "$1/lock" true || fail "the process of $1 goes on"
+			[ "$(cat /proc/$copy/comm)" = sleep ] || fail "the copy has gone"
+			kill $copy
+			! wait $copy
+		}
+		for how in signal umount; do
+			"$MOUNT" t "$W/mnt" --data "$W/volume" --daemon
+			echo $how >>mnt/file
+			copy
+			if [ $how = signal ]; then pkill -TERM -f -- "$W/mnt --data $W/volume --daemon"; else "$DEFS" umount mnt; fi
+			ended volume
+			as "$MOUNT" t "$W/home/mnt" --data "$W/home/volume" --daemon
+			as sh -c "echo $how >>mnt/file"
+			copy
+			if [ $how = signal ]; then pkill -TERM -f -- "$W/home/mnt --data $W/home/volume --daemon"; else as "$DEFS" umount mnt; fi
+			ended home/volume
+		done
+		"$MOUNT" t "$W/mnt" --data "$W/volume" --daemon
+		as "$MOUNT" t "$W/home/mnt" --data "$W/home/volume" --daemon
+		[ "$(cat mnt/file | xargs)" = "signal umount" ] || fail "$(cat mnt/file)"
+		[ "$(as cat mnt/file | xargs)" = "signal umount" ] || fail "of the user: $(as cat mnt/file)"
+		"$DEFS" umount mnt
+		as "$DEFS" umount mnt`)
+}

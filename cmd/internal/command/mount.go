@@ -15,7 +15,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/defs-fs/defs/config"
 	"github.com/defs-fs/defs/control"
@@ -193,9 +192,16 @@ func (a *app) mount(ctx context.Context, m mounting) (err error) {
 	if err != nil {
 		return err
 	}
+	var served error // why the kernel may still send requests
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		defer cancel()
+		if served != nil {
+			// As when the process is killed, only that nothing waits for a flush.
+			log.Warn("the volume is flushed, but not closed", "cause", served)
+			err = errors.Join(err, client.Volume().Sync(ctx))
+			return
+		}
 		err = errors.Join(err, client.Close(ctx))
 		log.Info("closed")
 	}()
@@ -210,8 +216,8 @@ func (a *app) mount(ctx context.Context, m mounting) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w (`defs doctor` tells what this machine may lack)", err)
 	}
-	served := served{server, m.mountpoint}
-	socket, err := control.Serve(m.dir, client, served)
+	mount := servedMount{server, m.mountpoint}
+	socket, err := control.Serve(m.dir, client, mount)
 	if err != nil {
 		return errors.Join(err, server.Unmount())
 	}
@@ -225,32 +231,36 @@ func (a *app) mount(ctx context.Context, m mounting) (err error) {
 	select {
 	case <-server.Done():
 	case <-ctx.Done():
-		served.leave(log)
+		err = mount.leave(log)
+	}
+	if served = err; served == nil {
+		served = server.Wait()
 	}
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
-	return socket.Close()
+	return errors.Join(err, socket.Close())
 }
 
-// served is a mount as the control socket sees it.
-type served struct {
+// servedMount is a mount as the control socket sees it.
+type servedMount struct {
 	*fusefs.Server
 	mountpoint string
 }
 
-func (s served) Mountpoint() string { return s.mountpoint }
+func (s servedMount) Mountpoint() string { return s.mountpoint }
 
 // leave unmounts. Programs that are still in the mount get a moment to go;
 // then it is detached, and they get errors.
-func (s served) leave(log *slog.Logger) {
-	for deadline := time.Now().Add(busyTimeout); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		if s.Unmount() == nil {
-			return
+func (s servedMount) leave(log *slog.Logger) error {
+	for deadline := time.Now().Add(busyTimeout); time.Now().Before(deadline); {
+		err := s.Unmount()
+		select {
+		case <-s.Done():
+			return err
+		default: // busy
 		}
 	}
-	log.Warn("programs are still using the mount: it is detached")
-	if err := detachMount(s.mountpoint); err != nil {
-		log.Error("cannot detach the mount", "error", err)
-	}
+	log.Warn("programs are still using the mount: they are cut off")
+	return s.Detach()
 }
 
 // setMemoryLimit keeps the process near the wanted size: the collector works
@@ -264,12 +274,4 @@ func setMemoryLimit(o config.Options, count int) {
 	if _, set := os.LookupEnv("GOGC"); !set && count == 1 {
 		debug.SetGCPercent(60)
 	}
-}
-
-func detachMount(path string) error {
-	err := unix.Unmount(path, unix.MNT_DETACH)
-	if errors.Is(err, unix.EPERM) {
-		return fusermount("-u", "-z", path)
-	}
-	return err
 }
