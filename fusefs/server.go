@@ -35,7 +35,7 @@ type Server struct {
 	raw        *fuse.Server
 	logger     *slog.Logger
 
-	unmountMu sync.Mutex    // one Unmount or Detach at a time
+	unmountMu sync.Mutex // one Unmount or Detach at a time
 
 	finish sync.Once
 	done   chan struct{} // closed when the last request has been answered, or that was given up
