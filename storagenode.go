@@ -94,7 +94,8 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 	n.node, err = node.New(node.Options{
 		Store: n.store, Transport: n.host, Logger: o.Logger,
 		CopyAfter: o.CopyAfter, MirrorInterval: o.MirrorInterval, RepairInterval: o.MirrorInterval, CensusInterval: o.DeadAfter,
-		AuditInterval: o.MirrorInterval, BackgroundRate: o.BackgroundRate, ScrubInterval: o.ScrubInterval,
+		AuditInterval: o.MirrorInterval, BalanceInterval: 20 * o.MirrorInterval,
+		BackgroundRate: o.BackgroundRate, ScrubInterval: o.ScrubInterval, SurplusInterval: o.ScrubInterval / 7,
 	})
 	if err != nil {
 		return nil, err
@@ -170,6 +171,13 @@ func (n *Node) Reputation(id placement.NodeID) placement.Reputation { return n.n
 
 // Status returns what the node holds and has done of its own accord.
 func (n *Node) Status() node.Status { return n.node.Status() }
+
+// Drain gives every shard to other nodes and takes no more. It returns nil when
+// the pool needs nothing from this node any more; it serves until Close all the
+// same. If it fails or ctx ends, the node goes on as before.
+func (n *Node) Drain(ctx context.Context, progress func(node.Drained)) error {
+	return n.node.Drain(ctx, progress)
+}
 
 // Close stops serving and closes the store. What was answered is on disk.
 func (n *Node) Close() error {

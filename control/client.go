@@ -130,6 +130,37 @@ func (c *Client) WaitDurable(ctx context.Context, progress func(Status)) error {
 	return errors.New("wait: the process that has the volume open has ended")
 }
 
+// Drain empties the node, for as long as ctx lasts, and returns what has moved.
+// progress, if not nil, is called now and then.
+func (c *Client) Drain(ctx context.Context, progress func(Drain)) (last Drain, err error) {
+	rep, err := c.do(ctx, http.MethodPost, "drain", nil, nil)
+	if err != nil {
+		return last, err
+	}
+	defer rep.Body.Close()
+	lines := bufio.NewScanner(rep.Body)
+	for lines.Scan() {
+		if err := json.Unmarshal(lines.Bytes(), &last); err != nil {
+			return last, fmt.Errorf("drain: %w", err)
+		}
+		switch {
+		case last.Error != "":
+			return last, &Error{CodeFailed, last.Error}
+		case last.Done:
+			return last, nil
+		case progress != nil:
+			progress(last)
+		}
+	}
+	if ctx.Err() != nil {
+		return last, ctx.Err()
+	}
+	if err := lines.Err(); err != nil {
+		return last, fmt.Errorf("drain: %w", err)
+	}
+	return last, errors.New("drain: the node's process has ended")
+}
+
 func (c *Client) get(ctx context.Context, what string, query url.Values, out any) error {
 	return c.ask(ctx, http.MethodGet, what, query, nil, out)
 }

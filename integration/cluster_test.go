@@ -30,16 +30,17 @@ const (
 
 // cluster is a pool of storage nodes, a volume and its mount, in one directory.
 type cluster struct {
-	t        *testing.T
-	dir      string
-	device   string        // the volume's local state
-	mnt      string        // the mountpoint
-	ticket   string        // file
-	words    string        // file
-	patience time.Duration // of nodes with silent ones, before they make up for them
-	nodes    []*node
-	mount    *process // nil while there is none
-	mounts   int      // so far
+	t         *testing.T
+	dir       string
+	device    string        // the volume's local state
+	mnt       string        // the mountpoint
+	ticket    string        // file
+	words     string        // file
+	patience  time.Duration // of nodes with silent ones, before they make up for them
+	nodeFlags []string      // more flags of all nodes
+	nodes     []*node
+	mount     *process // nil while there is none
+	mounts    int      // so far
 }
 
 // node is a storage node, running or not.
@@ -151,6 +152,7 @@ func (c *cluster) startNode(i int) {
 		program("defs"), "node", "--data", n.dir, "--join", "@" + c.ticket, "--listen", "/ip4/127.0.0.1/tcp/0", "--host", fmt.Sprint("host-", i),
 		"--suspect-after", suspectAfter.String(), "--dead-after", c.patience.String(), "--copy-after", c.patience.String(), "--dial-timeout", dialTimeout.String(),
 	}
+	args = append(args, c.nodeFlags...)
 	if i > 0 {
 		args = append(args, "--peers", "@"+filepath.Join(c.nodes[0].dir, "addrs"))
 	}

@@ -38,6 +38,7 @@ type mirrors struct {
 	mu     sync.Mutex
 	rng    *rand.Rand
 	copied map[shardstore.Key]placement.NodeID // copied, but the keepers do not know yet
+	moved  map[shardstore.Key]placement.NodeID // given away, but the move is not through
 	differ map[placement.NodeID]difference     // from partners whose inventory is another
 	cached map[placement.NodeID]cachedInventory
 }
@@ -57,6 +58,7 @@ func (m *mirrors) init() {
 	_, _ = crand.Read(seed[:]) // never fails
 	m.rng = rand.New(rand.NewChaCha8(seed))
 	m.copied = map[shardstore.Key]placement.NodeID{}
+	m.moved = map[shardstore.Key]placement.NodeID{}
 	m.differ = map[placement.NodeID]difference{}
 	m.cached = map[placement.NodeID]cachedInventory{}
 }
@@ -316,6 +318,15 @@ func (n *Node) takers(record *wire.IndexRecord) *takers {
 		}
 	}
 	return t
+}
+
+// keep leaves only those that eligible accepts; nil accepts all.
+func (t *takers) keep(eligible func(placement.Node) bool) {
+	if eligible == nil {
+		return
+	}
+	not := func(x placement.Node) bool { return !eligible(x) }
+	t.apart, t.any = slices.DeleteFunc(t.apart, not), slices.DeleteFunc(t.any, not)
 }
 
 // next draws one by score; none is drawn twice.

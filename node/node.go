@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -48,6 +49,8 @@ type Node struct {
 	did       tally
 
 	reputations placement.Reputations
+	surplus     surplus
+	draining    atomic.Bool
 
 	heals   chan shardstore.Key
 	damaged *lru.Cache[shardstore.Key, struct{}] // that no partner could heal
@@ -90,6 +93,7 @@ func New(o Options) (*Node, error) {
 	n.counters.peers = map[placement.NodeID]*window{}
 	n.stripes.busy = map[[32]byte]reservation{}
 	n.repairs.broken = map[[32]byte]*repair{}
+	n.surplus.keys = map[shardstore.Key]int{}
 	n.mirrors.init()
 	n.announceUsage()
 	o.Transport.OnBroadcast(n.enqueueLookup)
@@ -127,6 +131,8 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { every(ctx, n.o.RepairInterval, func() { n.repairRound(ctx) }) })
 	wg.Go(func() { every(ctx, n.o.AuditInterval, func() { n.audit(ctx) }) })
 	wg.Go(func() { n.walk(ctx, n.o.ScrubInterval, n.scrub) })
+	wg.Go(func() { n.walk(ctx, n.o.SurplusInterval, n.reconcile) })
+	wg.Go(func() { every(ctx, n.o.BalanceInterval, func() { n.balance(ctx) }) })
 	wg.Wait()
 	return nil
 }
@@ -160,6 +166,9 @@ func every(ctx context.Context, interval time.Duration, f func()) {
 
 func (n *Node) announceUsage() {
 	u := n.store.Usage()
+	if n.draining.Load() {
+		u.CapacityBytes = max(u.UsedBytes, 1) // nobody chooses a full node
+	}
 	n.transport.SetUsage(u.CapacityBytes, u.UsedBytes)
 }
 

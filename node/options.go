@@ -30,6 +30,8 @@ type Options struct {
 	AnswersPerSecond float64       // lookups answered; default 50
 	BackgroundRate   int64         // bytes per second that the node moves of its own accord; default 16 MiB
 	AuditInterval    time.Duration // between challenges to other nodes; default 30 s
+	BalanceInterval  time.Duration // between looks whether this node is fuller than the pool; default 10 min
+	SurplusInterval  time.Duration // of the store's uptime in which the keepers are asked once about each shard; default 24 h
 	ScrubInterval    time.Duration // of the store's uptime in which each shard is read again once; default 7 days
 
 	Now    func() time.Time // default time.Now
@@ -51,6 +53,8 @@ func (o *Options) EnsureDefaults() {
 	setDefault(&o.AnswersPerSecond, 50)
 	setDefault(&o.BackgroundRate, 16<<20)
 	setDefault(&o.AuditInterval, 30*time.Second)
+	setDefault(&o.BalanceInterval, 10*time.Minute)
+	setDefault(&o.SurplusInterval, 24*time.Hour)
 	setDefault(&o.ScrubInterval, 7*24*time.Hour)
 	setDefault(&o.Logger, slog.Default())
 	if o.Now == nil {
@@ -86,7 +90,7 @@ func (o *Options) Validate() error {
 	}
 	for name, d := range map[string]time.Duration{
 		"BusyAfter": o.BusyAfter, "CallTimeout": o.CallTimeout, "MirrorInterval": o.MirrorInterval,
-		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay, "RepairInterval": o.RepairInterval, "CensusInterval": o.CensusInterval, "AuditInterval": o.AuditInterval, "ScrubInterval": o.ScrubInterval,
+		"CopyAfter": o.CopyAfter, "HandoverDelay": o.HandoverDelay, "RepairInterval": o.RepairInterval, "CensusInterval": o.CensusInterval, "AuditInterval": o.AuditInterval, "ScrubInterval": o.ScrubInterval, "BalanceInterval": o.BalanceInterval, "SurplusInterval": o.SurplusInterval,
 	} {
 		if d < 0 {
 			bad("%s is %v: use a positive duration", name, d)

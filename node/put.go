@@ -46,6 +46,9 @@ func (n *Node) putShard(ctx context.Context, from p2p.Peer, op *wire.PutShard, b
 		}
 		defer n.putBytes.Release(int64(len(body)))
 	}
+	if n.draining.Load() {
+		return nil, p2p.Statusf(wire.Status_STATUS_FULL, "this node is being drained")
+	}
 	if u := n.store.Usage(); placement.ShardRoom(u.CapacityBytes, u.UsedBytes) < uint64(len(body)) {
 		n.announceUsage() // who places shards is to know
 		return nil, p2p.Statusf(wire.Status_STATUS_FULL, "%d of %d bytes used", u.UsedBytes, u.CapacityBytes)

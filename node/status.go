@@ -13,6 +13,7 @@ type tally struct {
 	damaged, healed         atomic.Int64
 	copied, rebuilt         atomic.Int64
 	audited, auditsFailed   atomic.Int64 // challenges
+	moved, surplusDropped   atomic.Int64
 }
 
 // Status is what a node holds and what it has done of its own accord since it
@@ -32,17 +33,26 @@ type Status struct {
 	Copied  int64 // to a new mirror, or to one that had lost it
 	Rebuilt int64 // from other shards
 
+	Moved    int64 // to other nodes, by a drain or to balance the pool
+	Draining bool  // it takes no shards
+
+	Surplus, SurplusBytes int64 // copies that the keepers do not name, and no signature lets go
+	SurplusDropped        int64 // that a signature did
+
 	Audited, AuditsFailed int64 // challenges to other nodes, which were proved or not
 }
 
 // Status returns the figures of this moment. It never waits for the disk.
 func (n *Node) Status() Status {
+	surplus, surplusBytes := n.surplus.total()
 	return Status{
 		Usage: n.store.Usage(), Uptime: n.store.Uptime(),
 		BackgroundBytes: n.budget.bytesMoved(), BackgroundRate: n.o.BackgroundRate,
 		Scrubbed: n.did.scrubbed.Load(), ScrubbedBytes: n.did.scrubbedBytes.Load(), ScrubInterval: n.o.ScrubInterval,
 		Damaged: n.did.damaged.Load(), Healed: n.did.healed.Load(),
 		Copied: n.did.copied.Load(), Rebuilt: n.did.rebuilt.Load(),
+		Moved: n.did.moved.Load(), Draining: n.draining.Load(),
+		Surplus: surplus, SurplusBytes: surplusBytes, SurplusDropped: n.did.surplusDropped.Load(),
 		Audited: n.did.audited.Load(), AuditsFailed: n.did.auditsFailed.Load(),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -124,6 +125,22 @@ func (s *Store) Stat(key Key) (ShardInfo, error) {
 
 func (e shardEntry) info(key Key) ShardInfo {
 	return ShardInfo{Key: key, Partner: e.Partner, Provisional: e.Provisional, Proof: e.Proof, Bytes: int(e.Data)}
+}
+
+// StoredBy returns a time at which the shard was stored already, as early as is
+// known: of shards of earlier runs, when the last of these ended. ErrNotFound.
+func (s *Store) StoredBy(key Key) (time.Time, error) {
+	e, found, err := get(s.index, shardKey(key), decodeShardEntry)
+	if err == nil && !found {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("shard %v: %w", key, err)
+	}
+	if e.Uptime < s.uptimeBase {
+		return s.lastRun, nil
+	}
+	return s.started.Add(time.Duration(e.Uptime-s.uptimeBase+1) * time.Second), nil
 }
 
 // Has says whether the shard is stored; damage is not looked for.

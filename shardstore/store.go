@@ -51,7 +51,8 @@ type Store struct {
 
 	corruptRecords atomic.Uint64
 	started        time.Time
-	uptimeBase     uint64 // seconds before started
+	uptimeBase     uint64    // seconds before started
+	lastRun        time.Time // when the last record of earlier runs was written, at the latest
 
 	applyMu sync.Mutex // held over a change of the index; taken before mu
 
@@ -104,6 +105,9 @@ func Open(opts Options) (*Store, error) {
 		err = s.loadID(rand.Reader)
 	}
 	if err == nil {
+		s.lastRun, err = s.lastWrite()
+	}
+	if err == nil {
 		err = s.openOrRebuild()
 	}
 	if err == nil {
@@ -152,6 +156,19 @@ func (s *Store) Close() error {
 // takes of it is at most some minutes.
 func (s *Store) Uptime() time.Duration {
 	return time.Duration(s.uptimeBase)*time.Second + max(0, s.opts.Now().Sub(s.started))
+}
+
+// lastWrite is when the newest pack was written to.
+func (s *Store) lastWrite() (time.Time, error) {
+	packs, err := filepath.Glob(filepath.Join(s.opts.Dir, "packs", "*.pack"))
+	if err != nil || len(packs) == 0 {
+		return time.Time{}, err
+	}
+	info, err := os.Stat(packs[len(packs)-1]) // in the order of their numbers
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
 }
 
 // uptime in seconds over all runs.

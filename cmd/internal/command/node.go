@@ -60,7 +60,7 @@ which it can be reached and writes them to the file addrs in its directory.`,
 	}
 	config.AddFlags(cmd.Flags(), "listen", "peers", "capacity", "host", "zone", "suspect-after", "dead-after", "copy-after", "dial-timeout", "background-rate", "scrub-every", "memory-max")
 	cmd.Flags().StringVar(&join, "join", "", "ticket of the pool, needed the first time; @FILE reads it from a file")
-	cmd.AddCommand(a.nodeStatusCommand())
+	cmd.AddCommand(a.nodeStatusCommand(), a.nodeDrainCommand())
 	cmd.Flags().IntVar(&count, "count", 1, "nodes to run in this process: a local pool, on loopback unless --listen is given")
 	return cmd
 }

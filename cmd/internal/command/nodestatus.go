@@ -36,6 +36,42 @@ func (a *app) nodeStatusCommand() *cobra.Command {
 	}
 }
 
+func (a *app) nodeDrainCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "drain",
+		Short: "Empty the node in --data: every shard moves to another node",
+		Long: `Empty the node in --data, which must run: every shard is copied to another node,
+which proves it to the stripe's keepers before the copy here is dropped. The node
+takes no more shards. When the command says that it is empty, the pool needs
+nothing from it any more, and it can be stopped for good; if it is started again,
+it is a node like any other. Ending the command ends the drain; what has moved
+stays where it is.`,
+		Args: args(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, dir, err := a.dialNode(cmd)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			terminal := isTerminal(a.Err) && !a.json
+			last, err := client.Drain(cmd.Context(), func(d control.Drain) {
+				if terminal {
+					fmt.Fprintf(a.Err, "\r%s moved, %d shards (%s) left\x1b[K", size(d.MovedBytes), d.Left, size(d.LeftBytes))
+				}
+			})
+			if terminal {
+				fmt.Fprint(a.Err, "\r\x1b[K")
+			}
+			if err != nil {
+				return err
+			}
+			return a.print(last, func(out io.Writer) {
+				fmt.Fprintf(out, "The node in %s is empty: %s (%s) moved to other nodes. It can be stopped.\n", dir, plural(int(last.Moved), "shard"), size(last.MovedBytes))
+			})
+		},
+	}
+}
+
 // dialNode finds the process of the node in --data, and returns that directory
 // as well.
 func (a *app) dialNode(cmd *cobra.Command) (*control.Client, string, error) {
@@ -62,6 +98,11 @@ func printNode(out io.Writer, n control.Node) {
 	row("background", "%s moved, at most %s per second", size(uint64(n.BackgroundBytes)), size(uint64(n.BackgroundBytesPerSecond)))
 	row("scrub", "%d shards (%s) read again, each once in %v; %d damaged, %d of them healed",
 		n.Scrub.Shards, size(uint64(n.Scrub.Bytes)), time.Duration(n.Scrub.EverySeconds*float64(time.Second)), n.Scrub.Damaged, n.Scrub.Healed)
+	row("moves", "%d shards given to other nodes", n.Moves.Moved)
+	if n.Moves.Draining {
+		row("", "it is being drained, or is empty: it takes no shards until it is started again")
+	}
+	row("surplus", "%d shards (%s) are held elsewhere by now and wait for the owner's signature; %d dropped", n.Moves.Surplus, size(n.Moves.SurplusBytes), n.Moves.SurplusDropped)
 	row("audit", "%d challenges proved by others, %d not", n.Audit.Proved, n.Audit.Failed)
 	row("repair", "%d shards rebuilt, %d copied to mirrors", n.Repair.Rebuilt, n.Repair.Copied)
 }
