@@ -45,6 +45,7 @@ type Scrub struct {
 type Repair struct {
 	Copied  int64 `json:"copied"`  // to a mirror
 	Rebuilt int64 `json:"rebuilt"` // from other shards
+	Broken  int64 `json:"broken"`  // stripes that have lost shards and are not whole again, of those that it keeps the records of
 }
 
 // Moves counts what a node has given to others, and what it need not hold.
@@ -115,7 +116,7 @@ func renderNode(n *defs.Node) Node {
 		Shards: st.Usage.Shards, Tombstones: st.Usage.Tombstones, UptimeSeconds: st.Uptime.Round(time.Second).Seconds(),
 		BackgroundBytes: st.BackgroundBytes, BackgroundBytesPerSecond: st.BackgroundRate,
 		Scrub:  Scrub{st.ScrubInterval.Seconds(), st.Scrubbed, st.ScrubbedBytes, st.Damaged, st.Healed},
-		Repair: Repair{st.Copied, st.Rebuilt},
+		Repair: Repair{st.Copied, st.Rebuilt, st.Broken},
 		Moves:  Moves{st.Moved, st.Draining, st.Surplus, st.SurplusBytes, st.SurplusDropped},
 		Audit:  Audit{st.Audited, st.AuditsFailed},
 	}

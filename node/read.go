@@ -138,7 +138,7 @@ func (n *Node) column(from p2p.Peer, req *wire.ColumnRequest) (*wire.Column, err
 	return &wire.Column{Column: r.Column[:], CodedRoot: root[:]}, nil
 }
 
-// hasShards tells which shards are stored and not known to be damaged beyond
+// hasShards tells which shards, and which index records, are stored and not known to be damaged beyond
 // healing here: who asks then rebuilds them elsewhere. No shard's bytes are read.
 func (n *Node) hasShards(op *wire.HasShards) (*wire.HasShardsReply, error) {
 	if err := checkBatch(len(op.Shards)); err != nil {
@@ -146,6 +146,15 @@ func (n *Node) hasShards(op *wire.HasShards) (*wire.HasShardsReply, error) {
 	}
 	rep := &wire.HasShardsReply{Held: make([]bool, len(op.Shards))}
 	for i, s := range op.Shards {
+		if s.Index == wire.IndexNumber {
+			blind, err := stripeID(s.Blind)
+			if err != nil {
+				return nil, err
+			}
+			_, err = n.index(blind)
+			rep.Held[i] = err == nil
+			continue
+		}
 		key, err := shardKey(s.Blind, s.Index)
 		if err != nil {
 			return nil, err

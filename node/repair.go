@@ -86,8 +86,13 @@ func (n *Node) repairRound(ctx context.Context) {
 			n.log.Error("Index records cannot be read; stripes that have lost shards are not found.", "err", err)
 			return
 		}
+		if census {
+			n.giveRecords(ctx)
+		}
 		n.log.Info("Stripes whose index records are kept here were looked at.", "silent_nodes", len(gone), "with_lost_shards", len(r.broken))
 	}
+	n.did.broken.Store(int64(len(r.broken)))
+	defer func() { n.did.broken.Store(int64(len(r.broken))) }()
 	if len(r.broken) == 0 {
 		return
 	}
@@ -229,6 +234,57 @@ func (n *Node) census(ctx context.Context) map[shardstore.Key]map[placement.Node
 		ask(id)
 	}
 	return missing
+}
+
+// giveRecords gives index records to keepers that should have them and say that
+// they have not, because they have lost their disk or were away.
+func (n *Node) giveRecords(ctx context.Context) {
+	pool := n.poolNodes()
+	batches := map[placement.NodeID][]*wire.IndexRecord{}
+	give := func(id placement.NodeID) {
+		records := batches[id]
+		delete(batches, id)
+		var keys []shardstore.Key
+		for _, r := range records {
+			keys = append(keys, shardstore.Key{Blind: [32]byte(r.Manifest.Blind), Index: wire.IndexNumber})
+		}
+		held, err := n.heldBy(ctx, id, keys)
+		if err != nil {
+			return // silent; handed over when it is dead
+		}
+		op := &wire.PutIndex{}
+		for i, r := range records {
+			if !held[i] {
+				op.Records = append(op.Records, r)
+			}
+		}
+		if len(op.Records) == 0 {
+			return
+		}
+		if _, _, err := n.call(ctx, id, &wire.Request{Op: &wire.Request_PutIndex{PutIndex: op}}, nil); err != nil {
+			n.log.Warn("Index records were not given to a keeper that lacks them; tried again.", "peer", string(id), "records", len(op.Records), "err", err)
+			return
+		}
+		n.log.Info("Index records were given to a keeper that lacked them.", "peer", string(id), "records", len(op.Records))
+	}
+	if err := n.eachIndex(ctx, func(blind [32]byte, record *wire.IndexRecord) {
+		if n.assess(record).healthy < int(record.Manifest.K) {
+			return // its owner may have deleted it while this node was away
+		}
+		for _, id := range keepers(blind, int(record.Manifest.M), record.Mirrored, pool) {
+			if id == n.transport.Self() || !n.alive(id) {
+				continue
+			}
+			if batches[id] = append(batches[id], record); len(batches[id]) == handoverBatch || len(batches[id])*proto.Size(record) > messageRoom/2 {
+				give(id)
+			}
+		}
+	}); err != nil && ctx.Err() == nil {
+		n.log.Error("Index records cannot be read; keepers that lack them are not found.", "err", err)
+	}
+	for id := range batches {
+		give(id)
+	}
 }
 
 // heldBy asks a node which of the shards it has.

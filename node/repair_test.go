@@ -140,6 +140,18 @@ func TestLostShardsAreRebuilt(t *testing.T) {
 	}
 }
 
+// A keeper that comes back with an empty disk is given its records again.
+func TestEmptiedKeeperIsGivenItsRecords(t *testing.T) {
+	p := newPool(t, 7)
+	s := newStripe(t, 2, 2, 16<<10)
+	p.place(s, false)
+	id := p.keepers(s, false)[0]
+	if err := p.nodes[id].store.ForgetIndex(ctx, s.keys.Blind); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the record", func() bool { return p.getIndex(id, s) != nil })
+}
+
 // A holder that comes back with an empty disk answers, and has nothing.
 func TestEmptiedHolderIsNoticed(t *testing.T) {
 	p := newPool(t, 7)

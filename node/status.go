@@ -14,6 +14,7 @@ type tally struct {
 	copied, rebuilt         atomic.Int64
 	audited, auditsFailed   atomic.Int64 // challenges
 	moved, surplusDropped   atomic.Int64
+	broken                  atomic.Int64 // stripes, now
 }
 
 // Status is what a node holds and what it has done of its own accord since it
@@ -32,6 +33,7 @@ type Status struct {
 
 	Copied  int64 // to a new mirror, or to one that had lost it
 	Rebuilt int64 // from other shards
+	Broken  int64 // stripes, of those whose index records are kept here, that have lost shards and are not whole again
 
 	Moved    int64 // to other nodes, by a drain or to balance the pool
 	Draining bool  // it takes no shards
@@ -50,7 +52,7 @@ func (n *Node) Status() Status {
 		BackgroundBytes: n.budget.bytesMoved(), BackgroundRate: n.o.BackgroundRate,
 		Scrubbed: n.did.scrubbed.Load(), ScrubbedBytes: n.did.scrubbedBytes.Load(), ScrubInterval: n.o.ScrubInterval,
 		Damaged: n.did.damaged.Load(), Healed: n.did.healed.Load(),
-		Copied: n.did.copied.Load(), Rebuilt: n.did.rebuilt.Load(),
+		Copied: n.did.copied.Load(), Rebuilt: n.did.rebuilt.Load(), Broken: n.did.broken.Load(),
 		Moved: n.did.moved.Load(), Draining: n.draining.Load(),
 		Surplus: surplus, SurplusBytes: surplusBytes, SurplusDropped: n.did.surplusDropped.Load(),
 		Audited: n.did.audited.Load(), AuditsFailed: n.did.auditsFailed.Load(),

@@ -104,5 +104,5 @@ func printNode(out io.Writer, n control.Node) {
 	}
 	row("surplus", "%d shards (%s) are held elsewhere by now and wait for the owner's signature; %d dropped", n.Moves.Surplus, size(n.Moves.SurplusBytes), n.Moves.SurplusDropped)
 	row("audit", "%d challenges proved by others, %d not", n.Audit.Proved, n.Audit.Failed)
-	row("repair", "%d shards rebuilt, %d copied to mirrors", n.Repair.Rebuilt, n.Repair.Copied)
+	row("repair", "%d shards rebuilt, %d copied to mirrors; %d stripes are not whole", n.Repair.Rebuilt, n.Repair.Copied, n.Repair.Broken)
 }
