@@ -1707,6 +1707,7 @@ func (x *ShardRef) GetIndex() uint32 {
 	return 0
 }
 
+// HasShards also asks a keeper for a stripe's index record: shard number 255.
 type HasShards struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Shards        []*ShardRef            `protobuf:"bytes,1,rep,name=shards,proto3" json:"shards,omitempty"`
