@@ -106,3 +106,13 @@ bias: ## place 10^6 stripes and look for a bias: 2 minutes
 .PHONY: durability
 durability: ## simulate a year of 1,000 nodes, compare it with the Markov model, write docs/durability.md: 10 minutes
 	go run ./sim/durability -seed $(or $(SEED),1) -out docs/durability.md
+
+.PHONY: sim
+sim: ## faults in a simulated network of real nodes, and in the model of years; SEED=, ROUNDS=5, NODES=30: 15 minutes
+	DEFS_SIM_SEED=$(or $(SEED),1) go test -count 1 -v ./sim/
+	DEFS_SIM_SEED=$(or $(SEED),1) DEFS_SIM_ROUNDS=$(or $(ROUNDS),5) DEFS_SIM_NODES=$(or $(NODES),30) \
+		go test -count 1 -v -timeout 2h -run 'TestSimulatedFaults$$' ./p2p/
+
+.PHONY: lookup
+lookup: ## measure lookups in simulated networks of 20 to 1,000 nodes, write docs/lookup.md and its plot: 10 minutes
+	DEFS_LOOKUP=$(CURDIR)/docs go test -count 1 -v -timeout 2h -run 'TestLookupFigures$$' ./p2p/

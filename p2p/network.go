@@ -91,7 +91,7 @@ func newNetwork(o HostOptions, gate *gate) (host.Host, error) {
 	} else {
 		options = append(options, libp2p.DisableIdentifyAddressDiscovery())
 	}
-	h, err := libp2p.New(options...)
+	h, err := libp2p.New(append(options, o.network...)...)
 	if err != nil {
 		return nil, fmt.Errorf("libp2p: %w", err)
 	}

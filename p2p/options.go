@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/zeebo/blake3"
 
@@ -43,6 +44,8 @@ type HostOptions struct {
 	InboundBytesMax    int64 // request bodies held at once; default 256 MiB, at least twice BodyBytesMax
 
 	Logger *slog.Logger // default: slog.Default()
+
+	network []libp2p.Option // of tests: a simulated network in place of sockets
 }
 
 // EnsureDefaults fills in what is zero.

@@ -1,0 +1,367 @@
+package p2p_test
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/defs-fs/defs/sim"
+)
+
+const byWalk way = "DHT walk"
+
+// row is one line of docs/lookup.md.
+type row struct {
+	way     way
+	nodes   int
+	cold    bool
+	missing bool // nobody has the stripe
+	stripes int
+	real    bool // measured with the real code, else by the model
+	figures
+}
+
+const (
+	oneWay    = 50 * time.Millisecond
+	manyOnes  = 1000
+	tries     = 3 // single lookups of each kind; the median is shown
+	shardsInK = 4
+)
+
+var sizes = []int{20, 100, 300, 1000}
+
+// TestLookupFigures measures lookups and, where DEFS_LOOKUP names a directory,
+// writes lookup.md and lookup.svg there. DEFS_LOOKUP_NODES is up to which size
+// the real nodes run.
+func TestLookupFigures(t *testing.T) {
+	docs := os.Getenv("DEFS_LOOKUP")
+	realMax, walkSizes, many := 0, []int{20}, 50
+	if docs != "" {
+		realMax, walkSizes, many = 100, sizes, manyOnes
+		if text := os.Getenv("DEFS_LOOKUP_NODES"); text != "" {
+			var err error
+			if realMax, err = strconv.Atoi(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var rows []row
+	for _, n := range walkSizes {
+		rows = append(rows, walks(t, n, many)...)
+		show(t, rows[len(rows)-1])
+	}
+	for _, n := range sizes {
+		if n <= realMax {
+			rows = append(rows, lookups(t, n, many)...)
+			show(t, rows[len(rows)-1])
+		}
+	}
+	if docs == "" {
+		return
+	}
+	text := document(rows, models(rows, realMax), realMax)
+	for name, b := range map[string][]byte{"lookup.md": text, "lookup.svg": plot(slices.Concat(rows, models(rows, realMax)))} {
+		if err := os.WriteFile(filepath.Join(docs, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func show(t *testing.T, r row) {
+	t.Logf("%d nodes by %s done, at last %+v", r.nodes, r.way, r.figures)
+}
+
+func median(all []figures) figures {
+	slices.SortFunc(all, func(a, b figures) int { return cmp.Compare(a.KthShard, b.KthShard) })
+	return all[len(all)/2]
+}
+
+// lookups measures the real nodes.
+func lookups(t *testing.T, nodes, many int) (rows []row) {
+	began := realNow()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSimulation(t, oneWay)
+		s.heartbeat = 5 * time.Minute
+		defer s.close()
+		c := s.client(s.pool(nodes), "4+2,shard=16KiB")
+		t.Logf("%d nodes know each other after %v", nodes, realNow().Sub(began))
+		var stripes []stored
+		for range tries {
+			stripes = append(stripes, c.put())
+		}
+		for _, way := range []way{byHint, byKeepers, byBroadcast} {
+			for _, cold := range []bool{false, true} {
+				var all []figures
+				for _, st := range stripes {
+					all = append(all, c.read(way, cold, st))
+				}
+				rows = append(rows, row{way: way, nodes: nodes, cold: cold, stripes: 1, real: true, figures: median(all)})
+			}
+		}
+		rows = append(rows, row{way: byKeepers, nodes: nodes, missing: true, stripes: 1, real: true, figures: c.read(byKeepers, false, c.unknown(stripes[0]))})
+		if nodes > 100 {
+			return
+		}
+		for len(stripes) < many {
+			stripes = append(stripes, c.put())
+		}
+		t.Logf("%d nodes have %d stripes after %v", nodes, many, realNow().Sub(began))
+		for _, way := range []way{byHint, byKeepers, byBroadcast} {
+			rows = append(rows, row{way: way, nodes: nodes, stripes: many, real: true, figures: c.read(way, false, stripes...)})
+		}
+		t.Logf("%d nodes took %v", nodes, realNow().Sub(began))
+	})
+	return rows
+}
+
+// walks measures the DHT.
+func walks(t *testing.T, nodes, many int) (rows []row) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWalk(t, nodes, oneWay)
+		defer w.close()
+		numbers := make([]int, many)
+		for i := range many {
+			numbers[i] = i
+			w.provide(i, 12)
+		}
+		for _, cold := range []bool{false, true} {
+			var all []figures
+			for number := range tries {
+				w.connect(!cold)
+				all = append(all, w.find(shardsInK, number))
+			}
+			rows = append(rows, row{way: byWalk, nodes: nodes, cold: cold, stripes: 1, real: true, figures: median(all)})
+		}
+		w.connect(true)
+		rows = append(rows, row{way: byWalk, nodes: nodes, missing: true, stripes: 1, real: true, figures: w.find(shardsInK, many)})
+		if nodes > 100 {
+			return
+		}
+		w.connect(true)
+		rows = append(rows, row{way: byWalk, nodes: nodes, stripes: many, real: true, figures: w.find(shardsInK, numbers...)})
+	})
+	return rows
+}
+
+// find returns the row of a kind.
+func findRow(rows []row, way way, nodes int, cold, missing bool, stripes int) (row, bool) {
+	i := slices.IndexFunc(rows, func(r row) bool {
+		return r.way == way && r.nodes == nodes && r.cold == cold && r.missing == missing && r.stripes == stripes
+	})
+	if i < 0 {
+		return row{}, false
+	}
+	return rows[i], true
+}
+
+// models carries hints, keepers and broadcasts on to sizes at which the real
+// nodes did not run. Hints and keepers cost what they do at the largest size
+// measured: nothing in them knows the size. For broadcasts the question's way
+// through the pool is simulated; what else they cost is taken from the
+// measurements.
+func models(rows []row, realMax int) (more []row) {
+	for _, n := range sizes {
+		if n <= realMax {
+			continue
+		}
+		for _, way := range []way{byHint, byKeepers, byBroadcast} {
+			for _, cold := range []bool{false, true} {
+				r, ok := findRow(rows, way, realMax, cold, false, 1)
+				if !ok {
+					continue
+				}
+				r.nodes, r.real = n, false
+				if way == byBroadcast {
+					before, now := question(realMax, 0), question(n, 0)
+					moved := now.Enough - before.Enough
+					r.FirstByte, r.KthShard = r.FirstByte+moved, r.KthShard+moved
+					r.Packets, r.PacketSum = 0, r.PacketSum+copyBytes(rows, realMax)*(now.Copies-before.Copies)
+				}
+				more = append(more, r)
+			}
+		}
+	}
+	return more
+}
+
+func question(nodes, connected int) sim.Broadcasted {
+	return sim.Lookup{Seed: 1, Nodes: nodes, Connected: connected, OneWay: oneWay, Dial: 3 * 2 * oneWay, Answerers: 18, Enough: shardsInK}.Broadcast()
+}
+
+// copyBytes is what one copy of a question costs in the network, from the two
+// sizes measured: the growth of the bytes by that of the copies.
+func copyBytes(rows []row, realMax int) int {
+	small, _ := findRow(rows, byBroadcast, sizes[0], false, false, 1)
+	large, _ := findRow(rows, byBroadcast, realMax, false, false, 1)
+	copies := question(realMax, 0).Copies - question(sizes[0], 0).Copies
+	if copies == 0 {
+		return 0
+	}
+	return (large.PacketSum - small.PacketSum) / copies
+}
+
+func ms(d time.Duration) string {
+	if d == 0 {
+		return "–"
+	}
+	return fmt.Sprint(d.Round(time.Millisecond).Milliseconds())
+}
+
+func document(rows, more []row, realMax int) []byte {
+	var b bytes.Buffer
+	all := slices.Concat(rows, more)
+	ways := []way{byHint, byKeepers, byBroadcast, byWalk}
+	table := func(pick func(row) bool) {
+		fmt.Fprintln(&b, "| by | nodes | connections | first byte, ms | k-th shard, ms | questions | KB in the network | code |")
+		fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- | --- |")
+		for _, way := range ways {
+			for _, n := range sizes {
+				for _, r := range all {
+					if r.way != way || r.nodes != n || !pick(r) {
+						continue
+					}
+					warm, code := "warm", "real"
+					if r.cold {
+						warm = "cold"
+					}
+					if !r.real {
+						code = "model"
+					}
+					fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %d | %d | %s |\n", way, n, warm, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000, code)
+				}
+			}
+		}
+	}
+	fmt.Fprintf(&b, lookupIntro, realMax)
+	fmt.Fprint(&b, "## One stripe that is there\n\n")
+	table(func(r row) bool { return r.stripes == 1 && !r.missing })
+	fmt.Fprint(&b, "\n![time to the k-th shard by size of the pool](lookup.svg)\n\n")
+	fmt.Fprint(&b, verdict(all))
+	fmt.Fprint(&b, "\n## A stripe that is not there\n\nk-th shard: until the reader is told. By keepers, with the broadcast after them; by the DHT, until the walk has converged.\n\n")
+	table(func(r row) bool { return r.missing })
+	fmt.Fprintf(&b, "\n## %d stripes at once\n\n", manyOnes)
+	fmt.Fprintln(&b, "| by | nodes | found | first byte, ms | last k-th shard, ms | questions | KB in the network |")
+	fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- |")
+	for _, way := range ways {
+		for _, r := range all {
+			if r.way == way && r.stripes > 1 {
+				fmt.Fprintf(&b, "| %s | %d | %d | %s | %s | %d | %d |\n", way, r.nodes, r.Found, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000)
+			}
+		}
+	}
+	fmt.Fprint(&b, "\n## A member with few connections\n\nThe model's broadcast by a member that is connected to 16 others only, such as one with a home profile; the answers of others dial it.\n\n")
+	fmt.Fprintln(&b, "| nodes | hops to the last member | first answer, ms | k shards named, ms | copies of the question |\n| --- | --- | --- | --- | --- |")
+	for _, n := range sizes {
+		q := question(n, 16)
+		fmt.Fprintf(&b, "| %d | %d | %s | %s | %d |\n", n, q.Hops, ms(q.First), ms(q.Enough), q.Copies)
+	}
+	return b.Bytes()
+}
+
+// verdict compares broadcast and walk by what was measured.
+func verdict(all []row) string {
+	var b strings.Builder
+	fmt.Fprintln(&b, "| nodes | broadcast, warm | DHT, warm | first at the k-th shard | broadcast, cold | DHT, cold | first |\n| --- | --- | --- | --- | --- | --- | --- |")
+	for _, n := range sizes {
+		fmt.Fprintf(&b, "| %d ", n)
+		for _, cold := range []bool{false, true} {
+			x, okX := findRow(all, byBroadcast, n, cold, false, 1)
+			y, okY := findRow(all, byWalk, n, cold, false, 1)
+			first := "–"
+			if okX && okY {
+				switch ratio := float64(x.KthShard) / float64(y.KthShard); {
+				case ratio < 0.95:
+					first = "broadcast"
+				case ratio > 1.05:
+					first = "DHT"
+				default:
+					first = "neither"
+				}
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s ", ms(x.KthShard), ms(y.KthShard), first)
+		}
+		fmt.Fprintln(&b, "|")
+	}
+	return b.String()
+}
+
+const lookupIntro = `# Lookup, measured
+
+` + "`make lookup`" + ` writes this file and its plot. Every link takes 50 ms each way and carries 100 Mbit/s. A stripe is 4+2, mirrored, of 16 KiB shards. *First byte* and
+*k-th shard* are the times from the call of the reader until the first verified shard, and until k of them, fetching included: one round trip of 100 ms of each figure is the fetch.
+*Questions* are requests that ask where shards are, or broadcasts. *KB in the network* is all that all members send meanwhile, the shards (66 KB) included; with cold connections
+that is mostly the connections, which a member makes to all members at once. *Cold* means that the reader has lost all its connections the moment before.
+
+- Real code up to %d nodes: hosts of package ` + "`p2p`" + `, nodes with their stores, the reader of package ` + "`stripe`" + `, over marcopolo/simnet, the network below go-libp2p's
+  ` + "`x/simlibp2p`" + `, under testing/synctest. Above that size, a model (` + "`sim.Lookup`" + `), set to what the real code took at both its largest size and 20 nodes.
+- The DHT is kad-dht v0.42.1 with its defaults, at every size, on bare libp2p hosts with full routing tables and a provider record for each of the 12 copies at the 20 nearest
+  members. This program has no such records; the walk is there to be compared with.
+- Medians of 3.
+
+`
+
+// plot draws the time to the k-th shard by size.
+func plot(rows []row) []byte {
+	const width, height, left, top, right, bottom = 760, 420, 60, 20, 170, 50
+	colours := map[way]string{byHint: "#2b8a3e", byKeepers: "#1864ab", byBroadcast: "#e8590c", byWalk: "#862e9c"}
+	most := 0.0
+	for _, r := range rows {
+		if r.stripes == 1 && !r.missing {
+			most = max(most, float64(r.KthShard.Milliseconds()))
+		}
+	}
+	most = math.Ceil(most/200) * 200
+	x := func(n int) float64 {
+		return left + (width-left-right)*(math.Log(float64(n))-math.Log(20))/(math.Log(1000)-math.Log(20))
+	}
+	y := func(ms float64) float64 { return height - bottom - (height-top-bottom)*ms/most }
+	var b bytes.Buffer
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n", width, height)
+	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="white"/>`+"\n", width, height)
+	for tick := 0.0; tick <= most; tick += 200 {
+		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%.0f</text>`+"\n",
+			left, width-right, y(tick), y(tick), left-8, y(tick)+4, tick)
+	}
+	for _, n := range sizes {
+		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle">%d</text>`+"\n", x(n), height-bottom+18, n)
+	}
+	fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="middle">nodes</text><text x="14" y="%d" transform="rotate(-90 14 %d)" text-anchor="middle">ms to the k-th shard</text>`+"\n",
+		(left+width-right)/2, height-12, height/2, height/2)
+	legend := 0
+	for _, way := range []way{byHint, byKeepers, byBroadcast, byWalk} {
+		for _, cold := range []bool{false, true} {
+			dash, name := "", string(way)+", warm"
+			if cold {
+				dash, name = ` stroke-dasharray="6 4"`, string(way)+", cold"
+			}
+			var points []string
+			for _, n := range sizes {
+				if r, ok := findRow(rows, way, n, cold, false, 1); ok {
+					px, py := x(n), y(float64(r.KthShard.Milliseconds()))
+					points = append(points, fmt.Sprintf("%.1f,%.1f", px, py))
+					fill := colours[way]
+					if !r.real {
+						fill = "white"
+					}
+					fmt.Fprintf(&b, `<circle cx="%.1f" cy="%.1f" r="4" fill="%s" stroke="%s"/>`+"\n", px, py, fill, colours[way])
+				}
+			}
+			fmt.Fprintf(&b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="1.5"%s/>`+"\n", strings.Join(points, " "), colours[way], dash)
+			at := top + 10 + 20*legend
+			fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%d" y2="%d" stroke="%s" stroke-width="1.5"%s/><text x="%d" y="%d">%s</text>`+"\n",
+				width-right+15, width-right+45, at, at, colours[way], dash, width-right+52, at+4, name)
+			legend++
+		}
+	}
+	fmt.Fprintf(&b, `<text x="%d" y="%d">filled: real code</text><text x="%d" y="%d">hollow: model</text>`+"\n</svg>\n", width-right+15, top+200, width-right+15, top+218)
+	return b.Bytes()
+}
