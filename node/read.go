@@ -144,7 +144,7 @@ func (n *Node) hasShards(op *wire.HasShards) (*wire.HasShardsReply, error) {
 	if err := checkBatch(len(op.Shards)); err != nil {
 		return nil, err
 	}
-	rep := &wire.HasShardsReply{Held: make([]bool, len(op.Shards))}
+	rep := &wire.HasShardsReply{Held: make([]bool, len(op.Shards)), Deleted: make([]bool, len(op.Shards))}
 	for i, s := range op.Shards {
 		if s.Index == wire.IndexNumber {
 			blind, err := stripeID(s.Blind)
@@ -159,7 +159,7 @@ func (n *Node) hasShards(op *wire.HasShards) (*wire.HasShardsReply, error) {
 		if err != nil {
 			return nil, err
 		}
-		rep.Held[i] = n.has(key)
+		rep.Held[i], rep.Deleted[i] = n.has(key), n.store.Deleted(key)
 	}
 	return rep, nil
 }

@@ -197,15 +197,22 @@ func (n *Node) assessBy(record *wire.IndexRecord, counts func(p2p.State) bool) (
 // their shards, and returns who says no.
 func (n *Node) census(ctx context.Context) map[shardstore.Key]map[placement.NodeID]bool {
 	missing := map[shardstore.Key]map[placement.NodeID]bool{}
+	dead := map[[32]byte]map[uint8]bool{} // shards that were deleted at a holder
 	batches := map[placement.NodeID][]shardstore.Key{}
 	ask := func(id placement.NodeID) {
 		keys := batches[id]
 		delete(batches, id)
-		held, err := n.heldBy(ctx, id, keys)
+		held, deleted, err := n.askHolder(ctx, id, keys)
 		if err != nil {
 			return // heartbeats tell whether it is gone
 		}
 		for i, key := range keys {
+			if deleted[i] && (dead[key.Blind] != nil || len(dead) < repairsMax) {
+				if dead[key.Blind] == nil {
+					dead[key.Blind] = map[uint8]bool{}
+				}
+				dead[key.Blind][key.Index] = true
+			}
 			if !held[i] && len(missing) < repairsMax {
 				if missing[key] == nil {
 					missing[key] = map[placement.NodeID]bool{}
@@ -233,7 +240,23 @@ func (n *Node) census(ctx context.Context) map[shardstore.Key]map[placement.Node
 	for id := range batches {
 		ask(id)
 	}
+	for blind, shards := range dead {
+		n.forgetDeleted(ctx, blind, len(shards))
+	}
 	return missing
+}
+
+// forgetDeleted drops the index record of a stripe that its owner has deleted
+// while this keeper was away: where so many holders have seen the owner's
+// signature that fewer than k shards are left, the record is of no use.
+func (n *Node) forgetDeleted(ctx context.Context, blind [32]byte, shards int) {
+	record, err := n.index(blind)
+	if err != nil || shards <= int(record.Manifest.M) {
+		return
+	}
+	if err := n.store.ForgetIndex(ctx, blind); err != nil && ctx.Err() == nil {
+		n.log.Error("The index record of a deleted stripe was not dropped.", "stripe", blindText(blind), "err", err)
+	}
 }
 
 // giveRecords gives index records to keepers that should have them and say that
@@ -289,12 +312,19 @@ func (n *Node) giveRecords(ctx context.Context) {
 
 // heldBy asks a node which of the shards it has.
 func (n *Node) heldBy(ctx context.Context, id placement.NodeID, keys []shardstore.Key) ([]bool, error) {
-	held := make([]bool, len(keys))
+	held, _, err := n.askHolder(ctx, id, keys)
+	return held, err
+}
+
+// askHolder asks a node which of the shards it has, and which it had until their
+// owner deleted them.
+func (n *Node) askHolder(ctx context.Context, id placement.NodeID, keys []shardstore.Key) (held, deleted []bool, err error) {
+	held, deleted = make([]bool, len(keys)), make([]bool, len(keys))
 	if id == n.transport.Self() {
 		for i, key := range keys {
-			held[i] = n.has(key)
+			held[i], deleted[i] = n.has(key), n.store.Deleted(key)
 		}
-		return held, nil
+		return held, deleted, nil
 	}
 	op := &wire.HasShards{}
 	for _, key := range keys {
@@ -305,9 +335,10 @@ func (n *Node) heldBy(ctx context.Context, id placement.NodeID, keys []shardstor
 		err = fmt.Errorf("node %s answered for another number of shards", id)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return rep.GetHasShards().Held, nil
+	copy(deleted, rep.GetHasShards().GetDeleted()) // which an older program does not send
+	return rep.GetHasShards().Held, deleted, nil
 }
 
 // repair makes one stripe whole and reports whether nothing is left to do.

@@ -140,6 +140,33 @@ func TestLostShardsAreRebuilt(t *testing.T) {
 	}
 }
 
+// A keeper that was away when the owner deleted a stripe learns of it from the
+// holders, and gives the record to nobody.
+func TestDeletedStripeIsForgotten(t *testing.T) {
+	p := newPool(t, 7)
+	s := newStripe(t, 2, 1, 16<<10)
+	p.place(s, false)
+	kept := p.keepers(s, false)
+	away := kept[0]
+	for _, id := range kept[1:] {
+		p.delete(id, p.authorization(s, 1, id, wire.IndexNumber))
+	}
+	for i := range 2 { // the third is away as well
+		if st := p.delete(nodeID(i), p.authorization(s, 1, nodeID(i), i)); st[0] != 0 {
+			t.Fatal(st)
+		}
+	}
+	eventually(t, "the record is dropped", func() bool { return p.getIndex(away, s) == nil })
+	eventually(t, "nobody has it", func() bool {
+		for id := range p.nodes {
+			if p.getIndex(id, s) != nil {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // A keeper that comes back with an empty disk is given its records again.
 func TestEmptiedKeeperIsGivenItsRecords(t *testing.T) {
 	p := newPool(t, 7)

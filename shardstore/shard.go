@@ -149,6 +149,13 @@ func (s *Store) Has(key Key) bool {
 	return err == nil
 }
 
+// Deleted says whether the shard was deleted by its owner; that is known for
+// Options.TombstoneAge.
+func (s *Store) Deleted(key Key) bool {
+	_, dead, err := get(s.index, tombstoneKey(key), func([]byte) (struct{}, error) { return struct{}{}, nil })
+	return err == nil && dead
+}
+
 // Manifest returns the manifest stored with the shard.
 func (s *Store) Manifest(key Key) (ShardInfo, []byte, error) {
 	for attempt := 0; ; attempt++ {

@@ -1755,6 +1755,7 @@ func (x *HasShards) GetShards() []*ShardRef {
 type HasShardsReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Held          []bool                 `protobuf:"varint,1,rep,packed,name=held,proto3" json:"held,omitempty"`
+	Deleted       []bool                 `protobuf:"varint,2,rep,packed,name=deleted,proto3" json:"deleted,omitempty"` // by its owner's signature, less than 7 days of uptime ago; not of index records
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1792,6 +1793,13 @@ func (*HasShardsReply) Descriptor() ([]byte, []int) {
 func (x *HasShardsReply) GetHeld() []bool {
 	if x != nil {
 		return x.Held
+	}
+	return nil
+}
+
+func (x *HasShardsReply) GetDeleted() []bool {
+	if x != nil {
+		return x.Deleted
 	}
 	return nil
 }
@@ -3543,9 +3551,10 @@ const file_defs_proto_rawDesc = "" +
 	"\x05blind\x18\x01 \x01(\fR\x05blind\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\";\n" +
 	"\tHasShards\x12.\n" +
-	"\x06shards\x18\x01 \x03(\v2\x16.defs.wire.v1.ShardRefR\x06shards\"$\n" +
+	"\x06shards\x18\x01 \x03(\v2\x16.defs.wire.v1.ShardRefR\x06shards\">\n" +
 	"\x0eHasShardsReply\x12\x12\n" +
-	"\x04held\x18\x01 \x03(\bR\x04held\"G\n" +
+	"\x04held\x18\x01 \x03(\bR\x04held\x12\x18\n" +
+	"\adeleted\x18\x02 \x03(\bR\adeleted\"G\n" +
 	"\fDeleteShards\x127\n" +
 	"\brequests\x18\x01 \x03(\v2\x1b.defs.wire.v1.ColumnRequestR\brequests\"A\n" +
 	"\x11DeleteShardsReply\x12,\n" +
