@@ -17,7 +17,13 @@ import (
 )
 
 // serve opens a new volume, far down in directories, and serves it.
-func serve(t *testing.T, mount Mount) (dir string, client *Client) {
+func serve(t testing.TB, mount Mount) (dir string, client *Client) {
+	t.Helper()
+	dir, client, _ = serving(t, mount)
+	return dir, client
+}
+
+func serving(t testing.TB, mount Mount) (dir string, client *Client, server *Server) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), strings.Repeat("directory-", 12), "volume") // longer than a socket's path may be
 	if _, err := defs.Init(defs.InitOptions{Dir: dir, Name: "test"}); err != nil {
@@ -34,7 +40,7 @@ func serve(t *testing.T, mount Mount) (dir string, client *Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := Serve(dir, volume, mount)
+	server, err = Serve(dir, volume, mount)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +57,7 @@ func serve(t *testing.T, mount Mount) (dir string, client *Client) {
 			t.Errorf("the socket is left behind: %v", err)
 		}
 	})
-	return dir, client
+	return dir, client, server
 }
 
 func TestSocketIsForItsOwnerOnly(t *testing.T) {

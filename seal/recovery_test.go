@@ -260,3 +260,41 @@ func FuzzOpenRecord(f *testing.F) {
 		}
 	})
 }
+
+// FuzzUnwrap opens wrapped secrets that nobody has wrapped, and reads wrap keys.
+func FuzzUnwrap(f *testing.F) {
+	words, err := NewWords()
+	if err != nil {
+		f.Fatal(err)
+	}
+	root, err := RootFromWords(words)
+	if err != nil {
+		f.Fatal(err)
+	}
+	r, err := root.Recovery()
+	if err != nil {
+		f.Fatal(err)
+	}
+	wrapped, err := WrapTo(r.PublicKey(), "purpose", []byte("secret"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(wrapped)
+	f.Add(make([]byte, 32))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if secret, err := r.Unwrap("purpose", b); err == nil && !bytes.Equal(b, wrapped) {
+			t.Fatalf("%x opens to %x", b, secret)
+		}
+		if k, err := ParseWrapKey(b); err == nil {
+			kept, err := k.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := ParseWrapKey(kept)
+			if err != nil || !bytes.Equal(again.PublicKey(), k.PublicKey()) {
+				t.Fatalf("%x became %x: %v", b, kept, err)
+			}
+		}
+	})
+}

@@ -27,13 +27,13 @@ var ctx = context.Background()
 // harness is a store on a pool of real nodes.
 type harness struct {
 	*Store
-	t      *testing.T
+	t      testing.TB
 	pool   *pooltest.Pool
 	policy erasure.Policy
 	bundle *seal.Bundle
 }
 
-func newHarness(t *testing.T, nodes int, policy string, change ...func(*Options)) *harness {
+func newHarness(t testing.TB, nodes int, policy string, change ...func(*Options)) *harness {
 	t.Helper()
 	h := &harness{t: t, pool: pooltest.New(t, nodes)}
 	var err error

@@ -7,6 +7,11 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/p2p/wire"
+	"github.com/defs-fs/defs/seal"
+	"github.com/defs-fs/defs/volume/headpb"
 )
 
 func FuzzDecodeLog(f *testing.F) {
@@ -72,6 +77,53 @@ func FuzzParseDevice(f *testing.F) {
 		}
 		if _, err := parseDevice(again); err != nil {
 			t.Fatalf("written and read again: %v", err)
+		}
+	})
+}
+
+// FuzzBody goes through all that recovery does with the body of a head before
+// it asks for the log.
+func FuzzBody(f *testing.F) {
+	f.Add(golden(f, "head state")[41:])
+	f.Add([]byte{8, 1, 18, 0, 122, 4, 8, 1, 16, 9})
+	words, err := seal.NewWords()
+	if err != nil {
+		f.Fatal(err)
+	}
+	root, err := seal.RootFromWords(words)
+	if err != nil {
+		f.Fatal(err)
+	}
+	recovery, err := root.Recovery()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		key := recovery.HeadKey(2)
+		sealed, err := key.SealHead(3, b)
+		if err != nil {
+			return
+		}
+		head := &wire.Head{Sequence: 3, Sealed: sealed}
+		body, err := openBody(key, head)
+		if err != nil {
+			return
+		}
+		mine := &foundHead{slot: 2, head: head, body: body}
+		other := &foundHead{slot: 1, head: &wire.Head{Sequence: 7}, body: &headpb.Body{}}
+		found := &foundHeads{heads: []*foundHead{mine, other}}
+		if taken, err := found.choose(0); err == nil {
+			found.left(taken)
+		}
+		found.left(other)
+		if d, err := adoptBody(recovery, body, 3); err == nil && d.Slot != 3 {
+			t.Fatalf("device %d", d.Slot)
+		}
+		for _, s := range body.Segments {
+			var info metastore.StripeInfo
+			if info.UnmarshalBinary(s.Info) == nil && (info.K < 1 || len(info.Roots) != info.K+info.M) {
+				t.Fatalf("stripe %+v", info)
+			}
 		}
 	})
 }
