@@ -91,6 +91,10 @@ crash: ## crash mounts and nodes in the middle of work, N (20) times each, and p
 integration: ## the whole system with real processes, real mounts and faults
 	go test -count 1 -v -timeout 15m ./integration/
 
+.PHONY: large
+large: ## more than a GiB of random bytes through put and get, and the memory that takes: half a minute
+	DEFS_LARGE=1 go test -count 1 -v -timeout 5m -run 'TestLargeFile$$' ./integration/
+
 .PHONY: model
 model: ## random operations on a mount beside a reference in memory, with kills and power cuts; OPS=100000, SEED=
 	DEFS_MODEL_OPS=$(or $(OPS),100000) DEFS_MODEL_SEED=$(SEED) go test -count 1 -v -timeout 12h -run 'TestModel$$' ./integration/

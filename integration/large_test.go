@@ -22,8 +22,28 @@ const (
 	memoryMax = 300 << 20
 )
 
-// largeContent is the same every time, and cannot be compressed.
-func largeContent() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{9}), largeBytes) }
+// largeContent is the same every time: every eighth MiB is random, or all of it
+// in the long form; the rest is zeros.
+func largeContent() io.Reader {
+	return io.LimitReader(&sparse{random: rand.NewChaCha8([32]byte{9}), dense: os.Getenv("DEFS_LARGE") != ""}, largeBytes)
+}
+
+type sparse struct {
+	random *rand.ChaCha8
+	dense  bool
+	off    int64
+}
+
+func (s *sparse) Read(b []byte) (int, error) {
+	b = b[:min(int64(len(b)), 1<<20-s.off%(1<<20))]
+	if s.dense || s.off>>20%8 == 0 {
+		s.random.Read(b)
+	} else {
+		clear(b)
+	}
+	s.off += int64(len(b))
+	return len(b), nil
+}
 
 // same is a writer that fails at the first byte which is not the next one of want.
 type same struct {

@@ -96,7 +96,11 @@ named (--data, --volume), only its mounts are looked at, else all of this machin
 func examFuse() exam {
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		return exam{"fuse", examFailed, fmt.Sprintf("%v: load the kernel module (modprobe fuse), or give the container the device", err)}
+		what := "load the kernel module (modprobe fuse), or give the container the device"
+		if errors.Is(err, os.ErrPermission) {
+			what = "let every user open it (chmod 666 /dev/fuse), as udev does"
+		}
+		return exam{"fuse", examFailed, fmt.Sprintf("%v: %s", err, what)}
 	}
 	f.Close()
 	return exam{"fuse", examFine, "/dev/fuse can be opened"}

@@ -214,6 +214,11 @@ func (a *app) mount(ctx context.Context, m mounting) (err error) {
 		Logger: log,
 	})
 	if err != nil {
+		for _, e := range []exam{examFuse(), examHelper()} {
+			if e.Result == examFailed {
+				return fmt.Errorf("%w: %s", err, e.Detail)
+			}
+		}
 		return fmt.Errorf("%w (`defs doctor` tells what this machine may lack)", err)
 	}
 	mount := servedMount{server, m.mountpoint}
