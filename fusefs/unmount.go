@@ -44,7 +44,10 @@ func (s *Server) Unmount() error {
 			break
 		}
 		if time.Now().After(deadline) && s.isMounted() {
-			return fmt.Errorf("unmount %s: %w: close the files and leave the directories that programs use there, then try again", s.mountpoint, err)
+			if errors.Is(err, unix.EBUSY) || strings.Contains(err.Error(), "busy") { // the latter from fusermount3
+				err = fmt.Errorf("%w: close the files and leave the directories that programs use there, then try again", err)
+			}
+			return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
 		}
 	}
 	s.drain(copiesWait)
