@@ -3,6 +3,7 @@ package stripe
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"sync"
 	"time"
 
@@ -13,8 +14,16 @@ import (
 	"github.com/defs-fs/defs/placement"
 )
 
-// broadcastWait bounds the wait for answers to one broadcast.
-const broadcastWait = 3 * time.Second
+const (
+	broadcastWait = 3 * time.Second       // for answers to one broadcast
+	joinWait      = 10 * time.Millisecond // for other readers, whose stripes are asked for in the same broadcast
+	missFor       = 5 * time.Second       // a stripe that nobody knows is not asked for again
+	missesMax     = 4096
+
+	// Broadcasts of one store; members pass on 20 a second of one author.
+	broadcastsPerSecond = 10
+	broadcastBurst      = 20
+)
 
 // relocate looks for holders that info does not name: step 0 asks the stripe's
 // keepers in one round, step 1 the whole pool. What is told goes into more, and
@@ -26,6 +35,9 @@ func (s *Store) relocate(ctx context.Context, id erasure.StripeID, info *metasto
 	}
 	if step == 0 {
 		return adopt(info, more, s.askKeepers(ctx, keys.Blind, info))
+	}
+	if until, ok := s.misses.Get(keys.Blind); ok && time.Now().Before(until) {
+		return false
 	}
 	s.log.Info("keepers did not help; asking the whole pool", "stripe", id.String())
 	return s.broadcast(ctx, keys.Blind, info, more)
@@ -123,17 +135,15 @@ func adopt(info *metastore.StripeInfo, more *copies, records []*wire.IndexRecord
 }
 
 // broadcast asks the whole pool where the shards of a stripe are, and waits
-// until the answers name k shards, and a little for more.
-func (s *Store) broadcast(ctx context.Context, blind erasure.BlindID, info *metastore.StripeInfo, more *copies) (news bool) {
-	ctx, cancel := context.WithTimeout(ctx, broadcastWait)
+// until the answers name k shards, and a little for more. Stripes that are
+// looked for at the same time share a broadcast.
+func (s *Store) broadcast(reader context.Context, blind erasure.BlindID, info *metastore.StripeInfo, more *copies) (news bool) {
+	ctx, cancel := context.WithTimeout(reader, broadcastWait)
 	defer cancel()
-	nonce := make([]byte, 16)
-	rand.Read(nonce)
-	answers, stop := s.answers.expect(nonce)
-	defer stop()
-	if err := s.t.Broadcast(ctx, &wire.Lookup{Nonce: nonce, Blinds: [][]byte{blind[:]}}); err != nil {
-		s.log.Warn("a lookup could not be broadcast", "err", err)
-		return false
+	q, answers, first := s.answers.join(blind)
+	defer s.answers.leave(q)
+	if first {
+		s.send(ctx, q)
 	}
 	var enough <-chan time.Time
 	named := make(map[uint32]bool)
@@ -141,8 +151,8 @@ func (s *Store) broadcast(ctx context.Context, blind erasure.BlindID, info *meta
 	for {
 		select {
 		case a := <-answers:
-			records = append(records, s.valid(a.msg.GetRecords(), blind, a.from)...)
-			for _, h := range a.msg.GetHeld() {
+			records = append(records, s.valid(a.records, blind, a.from)...)
+			for _, h := range a.held {
 				if h.GetManifest().Verify() != nil || [32]byte(h.Manifest.Blind) != blind {
 					continue
 				}
@@ -159,37 +169,134 @@ func (s *Store) broadcast(ctx context.Context, blind erasure.BlindID, info *meta
 			}
 		case <-enough:
 		case <-ctx.Done():
+			if len(named)+len(records) == 0 && reader.Err() == nil {
+				s.misses.Add(blind, time.Now().Add(missFor))
+			}
 		}
 		return adopt(info, more, records) || news
 	}
 }
 
+// send broadcasts a question once other readers have had time to join it, and
+// the budget allows it; until then more join.
+func (s *Store) send(ctx context.Context, q *question) {
+	join := time.NewTimer(joinWait)
+	defer join.Stop()
+	select {
+	case <-join.C:
+	case <-ctx.Done():
+	}
+	err := s.broadcasts.Wait(ctx)
+	if errors.Is(err, context.Canceled) {
+		err = nil // this reader has gone, not those who have joined
+	}
+	blinds := s.answers.close(q)
+	if err == nil {
+		err = s.t.Broadcast(context.WithoutCancel(ctx), &wire.Lookup{Nonce: q.nonce[:], Blinds: blinds})
+	}
+	if err != nil {
+		s.log.Warn("a lookup could not be broadcast", "stripes", len(blinds), "err", err)
+	}
+}
+
+// question is one broadcast and those who wait for its answers.
+type question struct {
+	nonce   [16]byte
+	blinds  [][]byte
+	waiting map[erasure.BlindID][]chan answer
+	readers int
+}
+
 // answers routes the unicast answers to broadcasts to those who wait for them.
 type answers struct {
-	mu      sync.Mutex
-	waiting map[[16]byte]chan answer // guarded by mu
+	mu    sync.Mutex
+	open  *question              // not sent yet; guarded by mu, as what follows
+	asked map[[16]byte]*question // by nonce
 }
 
+// answer is what one node says about one stripe.
 type answer struct {
-	from placement.NodeID
-	msg  *wire.LookupAnswer
+	from    placement.NodeID
+	records []*wire.IndexRecord
+	held    []*wire.Held
 }
 
-// answersMax bounds the answers kept for one broadcast; more are dropped.
+// answersMax bounds the answers kept for one reader; more are dropped.
 const answersMax = 256
 
-func newAnswers() *answers { return &answers{waiting: make(map[[16]byte]chan answer)} }
+func newAnswers() *answers { return &answers{asked: make(map[[16]byte]*question)} }
 
-func (a *answers) expect(nonce []byte) (<-chan answer, func()) {
-	key := [16]byte(nonce)
-	ch := make(chan answer, answersMax)
+// join adds a stripe to the question that is not sent yet, or begins one, which
+// the caller then has to send. Who has joined must leave.
+func (a *answers) join(blind erasure.BlindID) (q *question, answers <-chan answer, first bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.waiting[key] = ch
-	return ch, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		delete(a.waiting, key)
+	if q = a.open; q == nil || len(q.blinds) == wire.LookupMax {
+		q = &question{waiting: make(map[erasure.BlindID][]chan answer)}
+		rand.Read(q.nonce[:])
+		a.open, a.asked[q.nonce], first = q, q, true
+	}
+	if q.waiting[blind] == nil {
+		q.blinds = append(q.blinds, blind[:])
+	}
+	ch := make(chan answer, answersMax)
+	q.waiting[blind] = append(q.waiting[blind], ch)
+	q.readers++
+	return q, ch, first
+}
+
+// close ends that others join a question, and returns what it asks for.
+func (a *answers) close(q *question) [][]byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open == q {
+		a.open = nil
+	}
+	return q.blinds
+}
+
+func (a *answers) leave(q *question) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if q.readers--; q.readers == 0 {
+		delete(a.asked, q.nonce)
+	}
+}
+
+// deliver gives each reader what an answer says about its stripe.
+func (a *answers) deliver(from placement.NodeID, msg *wire.LookupAnswer) {
+	said := make(map[erasure.BlindID]*answer)
+	about := func(b []byte) *answer {
+		if len(b) != len(erasure.BlindID{}) {
+			return &answer{}
+		}
+		blind := erasure.BlindID(b)
+		if said[blind] == nil {
+			said[blind] = &answer{from: from}
+		}
+		return said[blind]
+	}
+	for _, r := range msg.Records {
+		x := about(r.GetManifest().GetBlind())
+		x.records = append(x.records, r)
+	}
+	for _, h := range msg.Held {
+		x := about(h.GetManifest().GetBlind())
+		x.held = append(x.held, h)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	q := a.asked[[16]byte(msg.Nonce)]
+	if q == nil {
+		return
+	}
+	for blind, x := range said {
+		for _, ch := range q.waiting[blind] {
+			select {
+			case ch <- *x:
+			default:
+			}
+		}
 	}
 }
 
@@ -203,14 +310,6 @@ func (a *answers) serve(_ context.Context, from p2p.Peer, req *wire.Request, _ [
 	if len(msg.Nonce) != 16 {
 		return nil, nil, p2p.Statusf(wire.Status_STATUS_INVALID, "nonce of %d bytes", len(msg.Nonce))
 	}
-	a.mu.Lock()
-	ch := a.waiting[[16]byte(msg.Nonce)]
-	a.mu.Unlock()
-	if ch != nil {
-		select {
-		case ch <- answer{from.Member.ID, msg}:
-		default:
-		}
-	}
+	a.deliver(from.Member.ID, msg)
 	return &wire.Reply{}, nil, nil
 }

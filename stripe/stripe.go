@@ -35,6 +35,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/time/rate"
+
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
@@ -91,8 +94,11 @@ type Store struct {
 	log     *slog.Logger
 	counter atomic.Uint64 // of authorizations; grows for the life of the process
 	answers *answers
-	codes   erasure.Codes
-	buffers sync.Pool // of *stripeBuffers
+	misses  *lru.Cache[erasure.BlindID, time.Time] // stripes that nobody knew, until when that holds
+
+	broadcasts *rate.Limiter
+	codes      erasure.Codes
+	buffers    sync.Pool // of *stripeBuffers
 
 	mu   sync.Mutex
 	keys map[keysID]*seal.StripeKeys  // guarded by mu; bounded by keysMax
@@ -115,7 +121,8 @@ type intake struct{ announced, bytes uint64 }
 // NewStore makes the transport answer this store's lookups.
 func NewStore(o Options) *Store {
 	o.EnsureDefaults()
-	s := &Store{o: o, t: o.Transport, log: o.Logger, keys: make(map[keysID]*seal.StripeKeys), took: make(map[placement.NodeID]*intake), answers: newAnswers()}
+	s := &Store{o: o, t: o.Transport, log: o.Logger, keys: make(map[keysID]*seal.StripeKeys), took: make(map[placement.NodeID]*intake), answers: newAnswers(), broadcasts: rate.NewLimiter(broadcastsPerSecond, broadcastBurst)}
+	s.misses, _ = lru.New[erasure.BlindID, time.Time](missesMax) // fails only for a size below 1
 	// Counters must grow within a connection nonce, which changes with every
 	// start of either side, but not with every Store on a transport.
 	s.counter.Store(uint64(time.Now().UnixNano()))

@@ -9,6 +9,7 @@ import (
 	mathrand "math/rand/v2"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -706,5 +707,67 @@ func TestSaltFromAnyColumns(t *testing.T) {
 		} else if err != nil || salt != sealed.Salt {
 			t.Fatalf("columns %b: %v", set, err)
 		}
+	}
+}
+
+// counted counts broadcasts and the stripes in them.
+type counted struct {
+	p2p.Transport
+	broadcasts, blinds atomic.Int64
+}
+
+func (c *counted) Broadcast(ctx context.Context, l *wire.Lookup) error {
+	c.broadcasts.Add(1)
+	c.blinds.Add(int64(len(l.Blinds)))
+	return c.Transport.Broadcast(ctx, l)
+}
+
+// Stripes that are looked for at the same time share a broadcast, and what
+// nobody knows is not asked for again at once.
+func TestBroadcastsAreSharedAndMissesKept(t *testing.T) {
+	c := &counted{}
+	h := newHarness(t, 6, "2+1,shard=16KiB", func(o *Options) {
+		c.Transport = o.Transport
+		o.Transport = &pooltest.Faulty{Transport: c, Before: func(op string, _ placement.NodeID) error {
+			if op == "get_index" {
+				return p2p.ErrUnreachable
+			}
+			return nil
+		}}
+	})
+	var all []*stored
+	for i := range 20 {
+		all = append(all, h.put(bytes.Repeat([]byte{byte(i)}, 5000)))
+	}
+	unknown := *all[0]
+	unknown.Sealed = &Sealed{}
+	rand.Read(unknown.ID[:])
+	read := func(stripes ...*stored) (failed int64) {
+		var wg sync.WaitGroup
+		var count atomic.Int64
+		for _, st := range stripes {
+			wg.Go(func() {
+				info := st.info
+				info.Holders = make([]metastore.Holder, len(info.Holders))
+				if _, _, err := h.Read(ctx, st.ID, &info, 0, 100); err != nil {
+					count.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		return count.Load()
+	}
+	if failed := read(append(all, &unknown)...); failed != 1 {
+		t.Fatalf("%d reads failed, want 1", failed)
+	}
+	if c.broadcasts.Load() >= 10 || c.blinds.Load() != 21 {
+		t.Errorf("%d broadcasts for %d stripes", c.broadcasts.Load(), c.blinds.Load())
+	}
+	before := c.broadcasts.Load()
+	if failed := read(&unknown); failed != 1 || c.broadcasts.Load() != before {
+		t.Errorf("%d broadcasts for a stripe that nobody knew a moment ago", c.broadcasts.Load()-before)
+	}
+	if failed := read(all[1]); failed != 0 || c.broadcasts.Load() != before+1 {
+		t.Errorf("%d reads failed after %d broadcasts", failed, c.broadcasts.Load()-before)
 	}
 }
