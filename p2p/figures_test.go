@@ -31,10 +31,11 @@ type row struct {
 }
 
 const (
-	oneWay    = 50 * time.Millisecond
-	manyOnes  = 1000
-	tries     = 3 // single lookups of each kind; the median is shown
-	shardsInK = 4
+	oneWay       = 50 * time.Millisecond
+	manyOnes     = 1000
+	manyNodesMax = 20 // in which they are looked up: more takes hours
+	tries        = 3  // single lookups of each kind; the median is shown
+	shardsInK    = 4
 )
 
 var sizes = []int{20, 100, 300, 1000}
@@ -108,7 +109,7 @@ func lookups(t *testing.T, nodes, many int) (rows []row) {
 			}
 		}
 		rows = append(rows, row{way: byKeepers, nodes: nodes, missing: true, stripes: 1, real: true, figures: c.read(byKeepers, false, c.unknown(stripes[0]))})
-		if nodes > 100 {
+		if nodes > manyNodesMax {
 			return
 		}
 		for len(stripes) < many {
@@ -143,7 +144,7 @@ func walks(t *testing.T, nodes, many int) (rows []row) {
 		}
 		w.connect(true)
 		rows = append(rows, row{way: byWalk, nodes: nodes, missing: true, stripes: 1, real: true, figures: w.find(shardsInK, many)})
-		if nodes > 100 {
+		if nodes > manyNodesMax {
 			return
 		}
 		w.connect(true)
