@@ -120,3 +120,7 @@ sim: ## faults in a simulated network of real nodes, and in the model of years; 
 .PHONY: lookup
 lookup: ## measure lookups in simulated networks of 20 to 1,000 nodes, write docs/lookup.md and its plot: 10 minutes
 	DEFS_LOOKUP=$(CURDIR)/docs go test -count 1 -v -timeout 2h -run 'TestLookupFigures$$' ./p2p/
+
+.PHONY: soak
+soak: ## 24 node processes under every fault while a mount writes and reads: SOAK=30m, SEED=; as root for partitions
+	DEFS_SOAK=$(or $(SOAK),30m) DEFS_SOAK_SEED=$(SEED) go test -count 1 -v -timeout 3h -run 'TestSoak$$' ./integration/

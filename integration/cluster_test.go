@@ -30,17 +30,19 @@ const (
 
 // cluster is a pool of storage nodes, a volume and its mount, in one directory.
 type cluster struct {
-	t         *testing.T
-	dir       string
-	device    string        // the volume's local state
-	mnt       string        // the mountpoint
-	ticket    string        // file
-	words     string        // file
-	patience  time.Duration // of nodes with silent ones, before they make up for them
-	nodeFlags []string      // more flags of all nodes
-	nodes     []*node
-	mount     *process // nil while there is none
-	mounts    int      // so far
+	t          *testing.T
+	dir        string
+	device     string        // the volume's local state
+	mnt        string        // the mountpoint
+	ticket     string        // file
+	words      string        // file
+	patience   time.Duration // of nodes with silent ones, before they make up for them
+	nodeFlags  []string      // more flags of all nodes
+	capacities []string      // of the first nodes
+	net        *network      // that all processes are in; nil for the machine's own
+	nodes      []*node
+	mount      *process // nil while there is none
+	mounts     int      // so far
 }
 
 // node is a storage node, running or not.
@@ -148,9 +150,12 @@ func (c *cluster) startNode(i int) {
 		c.t.Error(err)
 		return
 	}
-	args := []string{
-		program("defs"), "node", "--data", n.dir, "--join", "@" + c.ticket, "--listen", "/ip4/127.0.0.1/tcp/0", "--host", fmt.Sprint("host-", i),
+	args := append(c.net.enter(), []string{
+		program("defs"), "node", "--data", n.dir, "--join", "@" + c.ticket, "--listen", c.net.listen(i), "--host", fmt.Sprint("host-", i),
 		"--suspect-after", suspectAfter.String(), "--dead-after", c.patience.String(), "--copy-after", c.patience.String(), "--dial-timeout", dialTimeout.String(),
+	}...)
+	if i < len(c.capacities) {
+		args = append(args, "--capacity", c.capacities[i])
 	}
 	args = append(args, c.nodeFlags...)
 	if i > 0 {
@@ -187,8 +192,8 @@ func (c *cluster) startMount() {
 	_, addrs := c.addrs()
 	c.mounts++
 	c.mount = spawn(c.t, "mount", filepath.Join(c.dir, "log", fmt.Sprint("mount-", c.mounts)),
-		program("defs-mount"), "lab", c.mnt, "-o", fmt.Sprintf("data=%s,peers=@%s,listen=/ip4/127.0.0.1/tcp/0,suspect-after=%v,dead-after=%v,dial-timeout=%v",
-			c.device, addrs, suspectAfter, deadAfter, dialTimeout))
+		append(c.net.enter(), program("defs-mount"), "lab", c.mnt, "-o", fmt.Sprintf("data=%s,peers=@%s,listen=%s,suspect-after=%v,dead-after=%v,dial-timeout=%v",
+			c.device, addrs, c.net.listen(mountAddress), suspectAfter, deadAfter, dialTimeout))...)
 }
 
 // mountNow mounts the volume and returns how long it took until it answered.
