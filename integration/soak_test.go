@@ -30,7 +30,7 @@ import (
 // nobody has grown.
 func TestSoak(t *testing.T) {
 	const nodes = 24
-	duration := 12 * time.Second
+	duration := 16 * time.Second
 	if text := os.Getenv("DEFS_SOAK"); text != "" {
 		var err error
 		duration, err = time.ParseDuration(text)
@@ -53,7 +53,7 @@ func TestSoak(t *testing.T) {
 	})
 	c.mountNow()
 	c.waitNodes(nodes)
-	s := &soak{cluster: c, rng: rand.New(rand.NewPCG(seed, 1)), files: make(map[string]*soakFile), fired: make(map[string]int)}
+	s := &soak{cluster: c, calm: min(c.patience, duration/8), rng: rand.New(rand.NewPCG(seed, 1)), files: make(map[string]*soakFile), fired: make(map[string]int)}
 	ctx, cancel := context.WithTimeout(t.Context(), duration)
 	defer cancel()
 	var working sync.WaitGroup
@@ -106,7 +106,8 @@ func TestSoak(t *testing.T) {
 // soak is one run.
 type soak struct {
 	*cluster
-	rng *rand.Rand // of destroy
+	rng  *rand.Rand    // of destroy
+	calm time.Duration // for which nothing may be broken before something else is destroyed
 
 	mu                        sync.Mutex // guards what follows
 	files                     map[string]*soakFile
@@ -176,7 +177,7 @@ func (s *soak) write(ctx context.Context, rng *rand.Rand) {
 			delete(s.files, name)
 			s.mu.Unlock()
 		} else {
-			f.seed, f.bytes = rng.Uint64(), 1+rng.IntN(1<<(10+rng.IntN(11)))
+			f.seed, f.bytes = rng.Uint64(), 1+rng.IntN(1<<(10+rng.IntN(13)))
 			if err = os.WriteFile(path+".new", f.content(), 0o600); err == nil {
 				err = os.Rename(path+".new", path)
 			}
@@ -343,7 +344,7 @@ func (s *soak) destroy(ctx context.Context) {
 		}
 		began := time.Now()
 		for quiet := 0; quiet < 2 && time.Since(began) < 2*time.Minute && ctx.Err() == nil; {
-			pause(ctx, s.patience) // a census lies in between
+			pause(ctx, s.calm) // longer than between two looks at all stripes, unless the run is short
 			if quiet++; s.broken() > 0 {
 				quiet = 0
 			}
