@@ -147,6 +147,16 @@ func (s *Store) GetSlice(stripe [16]byte, slice uint32, off int, dst []byte) boo
 	return false
 }
 
+// SliceInMemory returns a sealed slice that is in memory, else nil. It must not
+// be changed.
+func (s *Store) SliceInMemory(stripe [16]byte, slice uint32) []byte {
+	c := s.slices
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sealed, _ := c.memory.Get(sliceKey{stripe, slice})
+	return sealed
+}
+
 // readSlice reads and checks the 16 KiB blocks that cover the wanted bytes.
 func (s *Store) readSlice(at sliceAt, off int, dst []byte) error {
 	if len(dst) == 0 {

@@ -182,6 +182,39 @@ func OpenSliceRange(dst []byte, contentKey, salt [32]byte, c SliceContext, seale
 // the first CommitmentBytes of the sealed slice; a caller that reads ranges
 // keeps it. It allocates no buffer when dst has the room.
 func OpenSegments(dst []byte, contentKey, salt [32]byte, c SliceContext, first int, part, commitment []byte) ([]byte, error) {
+	o, err := NewSliceOpener(contentKey, salt, c, commitment)
+	if err != nil {
+		return nil, err
+	}
+	total := c.segments()
+	if first < 0 || first >= total {
+		return nil, sliceError(c, "segment %d of %d", first, total)
+	}
+	tags := (len(part) + sealedSegmentBytes - 1) / sealedSegmentBytes * tagBytes
+	dst = slices.Grow(dst, max(0, len(part)-tags))
+	for i := first; len(part) > 0; i++ {
+		size := o.sealedBytes(i)
+		if i >= total || len(part) < size {
+			return nil, sliceError(c, "%d bytes are not whole segments from number %d of %d", len(part), i, total)
+		}
+		if dst, err = o.Open(dst, i, part[:size]); err != nil {
+			return nil, err
+		}
+		part = part[size:]
+	}
+	return dst, nil
+}
+
+// SliceOpener opens segments of one sealed slice, one by one and in any order.
+// It is safe for concurrent use.
+type SliceOpener struct {
+	key     sliceKey
+	context SliceContext
+}
+
+// NewSliceOpener derives the slice's key and compares its commitment, the first
+// CommitmentBytes of the sealed slice. Another commitment is ErrNotAuthentic.
+func NewSliceOpener(contentKey, salt [32]byte, c SliceContext, commitment []byte) (*SliceOpener, error) {
 	k, err := newSliceKey(&contentKey, &salt, c)
 	if err != nil {
 		return nil, fmt.Errorf("seal: open slice %d of stripe %x: %w", c.Slice, c.Stripe[:], err)
@@ -189,27 +222,30 @@ func OpenSegments(dst []byte, contentKey, salt [32]byte, c SliceContext, first i
 	if subtle.ConstantTimeCompare(commitment, k.commitment[:]) != 1 {
 		return nil, sliceError(c, "key commitment differs: sealed with another key, salt or context")
 	}
-	total := c.segments()
-	if first < 0 || first >= total {
-		return nil, sliceError(c, "segment %d of %d", first, total)
+	return &SliceOpener{k, c}, nil
+}
+
+// sealedBytes is the sealed length of a segment.
+func (o *SliceOpener) sealedBytes(segment int) int {
+	if total := o.context.segments(); segment == total-1 {
+		return int(o.context.Length) - (total-1)*SegmentBytes + tagBytes
 	}
-	lastBytes := int(c.Length) - (total-1)*SegmentBytes + tagBytes
-	tags := (len(part) + sealedSegmentBytes - 1) / sealedSegmentBytes * tagBytes
-	dst = slices.Grow(dst, max(0, len(part)-tags))
+	return sealedSegmentBytes
+}
+
+// Open appends the plaintext of a segment to dst, which must not overlap
+// sealed; it allocates nothing when dst has the room. On error, which wraps
+// ErrNotAuthentic, it returns nil.
+func (o *SliceOpener) Open(dst []byte, segment int, sealed []byte) ([]byte, error) {
+	total := o.context.segments()
+	if segment < 0 || segment >= total || len(sealed) != o.sealedBytes(segment) {
+		return nil, sliceError(o.context, "%d bytes are not segment %d of %d", len(sealed), segment, total)
+	}
 	nonce := make([]byte, 12)
-	for i := first; len(part) > 0; i++ {
-		size := sealedSegmentBytes
-		if i == total-1 {
-			size = lastBytes
-		}
-		if i >= total || len(part) < size {
-			return nil, sliceError(c, "%d bytes are not whole segments from number %d of %d", len(part), i, total)
-		}
-		setSegmentNonce(nonce, i, i == total-1)
-		if dst, err = k.aead.Open(dst, nonce, part[:size], k.context[:]); err != nil {
-			return nil, sliceError(c, "segment %d of %d does not verify", i, total)
-		}
-		part = part[size:]
+	setSegmentNonce(nonce, segment, segment == total-1)
+	dst, err := o.key.aead.Open(dst, nonce, sealed, o.key.context[:])
+	if err != nil {
+		return nil, sliceError(o.context, "segment %d of %d does not verify", segment, total)
 	}
 	return dst, nil
 }

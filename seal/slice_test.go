@@ -82,6 +82,36 @@ func TestSliceRoundTrips(t *testing.T) {
 	})
 }
 
+// TestSegmentsOpenInAnyOrder: each where it belongs, and nowhere else.
+func TestSegmentsOpenInAnyOrder(t *testing.T) {
+	plain := noise(3, 3*SegmentBytes)
+	plain = append(plain, 1, 2, 3)
+	c := testContext(len(plain))
+	sealed := mustSeal(t, c, plain)
+	opener, err := NewSliceOpener(testKey, testSalt, c, sealed[:CommitmentBytes])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 3; i >= 0; i-- {
+		_, off, n := SegmentRange(len(plain), i*SegmentBytes, 1)
+		got, err := opener.Open([]byte("x"), i, sealed[off:off+n])
+		if want := plain[i*SegmentBytes : min((i+1)*SegmentBytes, len(plain))]; err != nil || !bytes.Equal(got[1:], want) {
+			t.Errorf("segment %d: %v", i, err)
+		}
+		for _, other := range []int{i - 1, i + 1} {
+			if _, err := opener.Open(nil, other, sealed[off:off+n]); !errors.Is(err, ErrNotAuthentic) {
+				t.Errorf("segment %d as %d: %v", i, other, err)
+			}
+		}
+		if _, err := opener.Open(nil, i, sealed[off:off+n-1]); !errors.Is(err, ErrNotAuthentic) {
+			t.Errorf("segment %d cut off: %v", i, err)
+		}
+	}
+	if _, err := NewSliceOpener(testKey, testSalt, c, sealed[1:][:CommitmentBytes]); !errors.Is(err, ErrNotAuthentic) {
+		t.Errorf("another commitment: %v", err)
+	}
+}
+
 func TestSliceRefusesWrongContext(t *testing.T) {
 	plain := noise(1, SegmentBytes+100)
 	c := testContext(len(plain))

@@ -138,32 +138,55 @@ func (f *fetcher) readSlice(ctx context.Context, at metastore.Remote, off int, d
 	return f.openRange(ctx, at, &info, bundle.Content, salt, start, dst)
 }
 
-// openRange opens the 64 KiB segments around the range and copies it out.
+// openRange opens the 64 KiB segments around the range into dst: those that it
+// wants whole, and whose block is in memory, without any copy.
 func (f *fetcher) openRange(ctx context.Context, at metastore.Remote, info *metastore.StripeInfo, key, salt [32]byte, start int, dst []byte) error {
-	first, sealedOff, sealedLen := seal.SegmentRange(int(at.StoredLen), start, len(dst))
-	buf := f.buffer(seal.CommitmentBytes + 2*sealedLen)
-	defer f.buffers.Put(buf)
-	commitment, sealed := (*buf)[:seal.CommitmentBytes], (*buf)[seal.CommitmentBytes:][:sealedLen]
-	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff), commitment); err != nil {
-		return err
+	if len(dst) == 0 {
+		return nil
 	}
-	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff)+sealedOff, sealed); err != nil {
+	if start+len(dst) > int(at.StoredLen) {
+		return fmt.Errorf("stripe %x slice %d: read %d+%d of %d stored bytes", at.Stripe, at.Slice, start, len(dst), at.StoredLen)
+	}
+	var commitment [seal.CommitmentBytes]byte
+	if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff), commitment[:]); err != nil {
 		return err
 	}
 	c := seal.SliceContext{Volume: f.volume, Stripe: at.Stripe, Slice: at.Slice, Epoch: info.Epoch, Length: at.StoredLen, Purpose: seal.PurposeContent}
-	// Whole segments are opened where they are wanted.
-	end := start + len(dst)
-	whole := start == first*seal.SegmentBytes && (end == int(at.StoredLen) || end%seal.SegmentBytes == 0)
-	out := (*buf)[seal.CommitmentBytes+sealedLen:][:0]
-	if whole {
-		out = dst[:0:len(dst)]
-	}
-	plain, err := seal.OpenSegments(out, key, salt, c, first, sealed, commitment)
+	opener, err := seal.NewSliceOpener(key, salt, c, commitment[:])
 	if err != nil {
 		return fmt.Errorf("stripe %x slice %d: %w", at.Stripe, at.Slice, err)
 	}
-	if !whole {
-		copy(dst, plain[start-first*seal.SegmentBytes:])
+	first, sealedOff, sealedLen := seal.SegmentRange(int(at.StoredLen), start, len(dst))
+	blocks, err := f.blocks(ctx, at.Stripe, info, int(at.StripeOff)+sealedOff, sealedLen)
+	if err != nil {
+		return err
+	}
+	buf := f.buffer(seal.SealedBytes(seal.SegmentBytes) + seal.SegmentBytes)
+	defer f.buffers.Put(buf)
+	for i := first; len(dst) > 0; i++ {
+		_, off, n := seal.SegmentRange(int(at.StoredLen), i*seal.SegmentBytes, 1)
+		sealed := blocks.view(int(at.StripeOff)+off, n)
+		if sealed == nil {
+			sealed = (*buf)[:n]
+			if err := f.readBlocks(ctx, at.Stripe, info, int(at.StripeOff)+off, sealed); err != nil {
+				return err
+			}
+		}
+		skip := start - i*seal.SegmentBytes
+		length := min(seal.SegmentBytes, int(at.StoredLen)-i*seal.SegmentBytes)
+		want := min(length-skip, len(dst))
+		out := dst[:0:want]
+		if want < length {
+			out = (*buf)[len(*buf)-seal.SegmentBytes:][:0]
+		}
+		plain, err := opener.Open(out, i, sealed)
+		if err != nil {
+			return fmt.Errorf("stripe %x slice %d: %w", at.Stripe, at.Slice, err)
+		}
+		if want < length {
+			copy(dst, plain[skip:skip+want])
+		}
+		dst, start = dst[want:], start+want
 	}
 	return nil
 }
@@ -209,6 +232,46 @@ func (f *fetcher) readCompressed(ctx context.Context, at metastore.Remote, info 
 }
 
 func blockBytes(info *metastore.StripeInfo) int { return min(int(info.ShardBytes), blockBytesMax) }
+
+// blockRun is adjoining blocks of a stripe; those that are not in memory are
+// nil.
+type blockRun struct {
+	size   int // of each
+	first  int
+	blocks [][]byte
+}
+
+// view returns stripe data [off, off+n) where one block in memory holds it,
+// else nil.
+func (r *blockRun) view(off, n int) []byte {
+	i, in := off/r.size-r.first, off%r.size
+	if i < 0 || i >= len(r.blocks) || in+n > len(r.blocks[i]) {
+		return nil
+	}
+	return r.blocks[i][in : in+n]
+}
+
+// blocks returns the blocks around stripe data [off, off+n), fetching those
+// that are not cached.
+func (f *fetcher) blocks(ctx context.Context, id [16]byte, info *metastore.StripeInfo, off, n int) (*blockRun, error) {
+	size := blockBytes(info)
+	run := &blockRun{size: size, first: off / size}
+	run.blocks = make([][]byte, (off+n-1)/size-run.first+1)
+	for i := range run.blocks {
+		block := run.first + i
+		if run.blocks[i] = f.store.SliceInMemory(id, uint32(block)); run.blocks[i] != nil || f.store.GetSlice(id, uint32(block), 0, nil) {
+			continue
+		}
+		// All blocks that follow are fetched in one go.
+		fetched, err := f.fetch(ctx, id, info, block, len(run.blocks)-i)
+		if err != nil {
+			return nil, err
+		}
+		copy(run.blocks[i:], fetched)
+		break
+	}
+	return run, nil
+}
 
 // readBlocks copies stripe data [off, off+len(dst)) out of blocks, fetching
 // those that are not cached.
