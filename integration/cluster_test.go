@@ -30,25 +30,25 @@ const (
 
 // cluster is a pool of storage nodes, a volume and its mount, in one directory.
 type cluster struct {
-	t          *testing.T
-	dir        string
-	device     string        // the volume's local state
-	mnt        string        // the mountpoint
-	ticket     string        // file
-	words      string        // file
-	patience   time.Duration // of nodes with silent ones, before they make up for them
-	nodeFlags  []string      // more flags of all nodes
-	capacities []string      // of the first nodes
-	net        *network      // that all processes are in; nil for the machine's own
-	nodes      []*node
-	mount      *process // nil while there is none
-	mounts     int      // so far
+	t         *testing.T
+	dir       string
+	device    string        // the volume's local state
+	mnt       string        // the mountpoint
+	ticket    string        // file
+	words     string        // file
+	patience  time.Duration // of nodes with silent ones, before they make up for them
+	nodeFlags []string      // more flags of all nodes
+	net       *network      // that all processes are in; nil for the machine's own
+	nodes     []*node
+	mount     *process // nil while there is none
+	mounts    int      // so far
 }
 
 // node is a storage node, running or not.
 type node struct {
 	*process
-	dir string
+	dir      string
+	capacity string // that it is told; empty: what its disk has
 }
 
 // newCluster makes a volume and starts count nodes for it, each a process with
@@ -154,8 +154,8 @@ func (c *cluster) startNode(i int) {
 		program("defs"), "node", "--data", n.dir, "--join", "@" + c.ticket, "--listen", c.net.listen(i), "--host", fmt.Sprint("host-", i),
 		"--suspect-after", suspectAfter.String(), "--dead-after", c.patience.String(), "--copy-after", c.patience.String(), "--dial-timeout", dialTimeout.String(),
 	}...)
-	if i < len(c.capacities) {
-		args = append(args, "--capacity", c.capacities[i])
+	if n.capacity != "" {
+		args = append(args, "--capacity", n.capacity)
 	}
 	args = append(args, c.nodeFlags...)
 	if i > 0 {

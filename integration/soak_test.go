@@ -30,7 +30,7 @@ import (
 // nobody has grown.
 func TestSoak(t *testing.T) {
 	const nodes = 24
-	duration := 16 * time.Second
+	duration := 18 * time.Second
 	if text := os.Getenv("DEFS_SOAK"); text != "" {
 		var err error
 		duration, err = time.ParseDuration(text)
@@ -46,14 +46,13 @@ func TestSoak(t *testing.T) {
 	c := newCluster(t, "4+2", nodes, func(c *cluster) {
 		c.patience = 2 * suspectAfter
 		c.nodeFlags = []string{"--scrub-every", "5s"}
-		c.capacities = []string{"1GiB", "40MiB", "40MiB"} // two fill up
 		if os.Geteuid() == 0 {
 			c.net = newNetwork(t)
 		}
 	})
 	c.mountNow()
 	c.waitNodes(nodes)
-	s := &soak{cluster: c, calm: min(c.patience, duration/8), rng: rand.New(rand.NewPCG(seed, 1)), files: make(map[string]*soakFile), fired: make(map[string]int)}
+	s := &soak{cluster: c, calm: min(c.patience, duration/8), away: min(10*time.Second, duration/6), rng: rand.New(rand.NewPCG(seed, 1)), files: make(map[string]*soakFile), fired: make(map[string]int)}
 	ctx, cancel := context.WithTimeout(t.Context(), duration)
 	defer cancel()
 	var working sync.WaitGroup
@@ -107,6 +106,7 @@ func TestSoak(t *testing.T) {
 type soak struct {
 	*cluster
 	rng  *rand.Rand    // of destroy
+	away time.Duration // for which nodes are away at most
 	calm time.Duration // for which nothing may be broken before something else is destroyed
 
 	mu                        sync.Mutex // guards what follows
@@ -240,7 +240,7 @@ func (s *soak) read(ctx context.Context, rng *rand.Rand) {
 
 // planned are the faults that must have happened.
 func (s *soak) planned() []string {
-	all := []string{"killed", "stopped", "lost its disk", "disk rotted"}
+	all := []string{"killed", "stopped", "filled up", "lost its disk", "disk rotted"}
 	if s.net != nil {
 		all = append(all, "partitioned")
 	}
@@ -273,9 +273,9 @@ func (s *soak) release(nodes []int) {
 	s.down = slices.DeleteFunc(s.down, func(i int) bool { return slices.Contains(nodes, i) })
 }
 
-// silence has nodes away for a while: up to two at a time.
+// silence has nodes away, or full, for a while: up to two at a time.
 func (s *soak) silence(ctx context.Context, rng *rand.Rand) {
-	faults := []string{"killed", "stopped"}
+	faults := []string{"killed", "stopped", "filled up"}
 	if s.net != nil {
 		faults = append(faults, "partitioned")
 	}
@@ -288,6 +288,8 @@ func (s *soak) silence(ctx context.Context, rng *rand.Rand) {
 				s.nodes[n].kill()
 			case "stopped":
 				s.nodes[n].stop()
+			case "filled up":
+				s.restart(n, "1MiB")
 			}
 		}
 		if fault == "partitioned" {
@@ -301,21 +303,31 @@ func (s *soak) silence(ctx context.Context, rng *rand.Rand) {
 		}
 		s.happened(fault, nodes...)
 		// Some come back soon, some after they were given up.
-		pause(ctx, time.Duration(1+rng.IntN(9))*time.Second/time.Duration(1+i%2*2))
+		pause(ctx, s.away*time.Duration(1+rng.IntN(9))/10)
 		for _, n := range nodes {
 			switch fault {
 			case "killed":
 				s.startNode(n)
 			case "stopped":
 				s.nodes[n].resume()
+			case "filled up":
+				s.restart(n, "")
 			}
 		}
 		if fault == "partitioned" {
 			s.net.heal()
 		}
 		s.release(nodes)
-		pause(ctx, time.Second)
+		pause(ctx, s.away/10)
 	}
+}
+
+// restart starts a node again with another capacity: one with less than it holds
+// is full, and gives shards away.
+func (s *soak) restart(node int, capacity string) {
+	s.nodes[node].kill()
+	s.nodes[node].capacity = capacity
+	s.startNode(node)
 }
 
 // destroy takes or spoils what one node holds, and goes on when the pool has
