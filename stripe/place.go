@@ -369,8 +369,8 @@ func (s *Store) call(ctx context.Context, to placement.NodeID, req *wire.Request
 	return rep, err
 }
 
-// Delete asks every holder of a stripe to drop its shards, and its keepers to
-// drop the index record. It reports the nodes that did not answer as an error;
+// Delete asks every holder of a stripe, those that the keepers name among them,
+// to drop its shards, and its keepers to drop the index record. It reports the nodes that did not answer as an error;
 // asking again is harmless. Nodes declared dead are not waited for.
 func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore.StripeInfo) error {
 	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
@@ -381,23 +381,39 @@ func (s *Store) Delete(ctx context.Context, id erasure.StripeID, info *metastore
 	for _, m := range s.t.Members() {
 		dead[string(m.ID)] = m.State == p2p.Dead
 	}
+	// Shards may have moved since; whoever is named by anyone is asked.
+	type copyAt struct {
+		index int
+		node  string
+	}
+	places := make(map[copyAt]bool)
+	for i, h := range info.Holders {
+		places[copyAt{i, h.Primary}], places[copyAt{i, h.Mirror}] = true, true
+	}
+	for _, r := range s.askKeepers(ctx, keys.Blind, info) {
+		for _, h := range append(r.CurrentHolders(), r.Holders...) {
+			places[copyAt{int(h.Index), h.Primary}], places[copyAt{int(h.Index), h.Mirror}] = true, true
+		}
+	}
 	var mu sync.Mutex
 	var failed []error
 	var g errgroup.Group
-	for i, h := range info.Holders {
-		for _, node := range []string{h.Primary, h.Mirror} {
-			if node == "" || dead[node] {
-				continue
-			}
-			g.Go(func() error {
-				if err := s.deleteShard(ctx, keys, i, placement.NodeID(node)); err != nil {
-					mu.Lock()
-					defer mu.Unlock()
-					failed = append(failed, fmt.Errorf("stripe %v shard %d at %s: %w", id, i, node, err))
-				}
-				return nil
-			})
+	for at := range places {
+		if at.node == "" || dead[at.node] {
+			continue
 		}
+		g.Go(func() error {
+			if err := s.deleteShard(ctx, keys, at.index, placement.NodeID(at.node)); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, fmt.Errorf("stripe %v shard %d at %s: %w", id, at.index, at.node, err))
+			}
+			return nil
+		})
+	}
+	g.Wait()
+	if len(failed) > 0 {
+		return errors.Join(failed...) // the keepers must be able to tell where the rest is
 	}
 	for _, node := range s.keepers(keys.Blind, info.M, info.Mirrored, 2) {
 		g.Go(func() error {

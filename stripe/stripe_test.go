@@ -17,6 +17,7 @@ import (
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/internal/pooltest"
 	"github.com/defs-fs/defs/metastore"
+	"github.com/defs-fs/defs/node"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/p2p/wire"
 	"github.com/defs-fs/defs/placement"
@@ -769,5 +770,21 @@ func TestBroadcastsAreSharedAndMissesKept(t *testing.T) {
 	}
 	if failed := read(all[1]); failed != 0 || c.broadcasts.Load() != before+1 {
 		t.Errorf("%d reads failed after %d broadcasts", failed, c.broadcasts.Load()-before)
+	}
+}
+
+// Shards that have moved, of which the owner does not know, are deleted as well.
+func TestDeleteFindsMovedShards(t *testing.T) {
+	h := newHarness(t, 7, "2+1")
+	st := h.put(make([]byte, 1000))
+	for _, holder := range st.info.Holders[:2] {
+		h.ok(h.pool.Nodes[placement.NodeID(holder.Primary)].Drain(ctx, func(node.Drained) {}))
+	}
+	h.check(st, st.info)
+	h.ok(h.Delete(ctx, st.ID, &st.info))
+	for id, store := range h.pool.Stores {
+		if u := store.Usage(); u.Shards != 0 {
+			t.Errorf("%s holds %d shards", id, u.Shards)
+		}
 	}
 }

@@ -31,6 +31,7 @@ type Pool struct {
 	Net    *memnet.Network
 	IDs    []placement.NodeID // of the nodes
 	Stores map[placement.NodeID]*shardstore.Store
+	Nodes  map[placement.NodeID]*node.Node
 
 	devices int
 }
@@ -44,7 +45,7 @@ func New(t testing.TB, nodes int) *Pool {
 // NewSized is New for nodes of these capacities.
 func NewSized(t testing.TB, capacities ...uint64) *Pool {
 	t.Helper()
-	p := &Pool{Net: memnet.New(), Stores: make(map[placement.NodeID]*shardstore.Store)}
+	p := &Pool{Net: memnet.New(), Stores: make(map[placement.NodeID]*shardstore.Store), Nodes: make(map[placement.NodeID]*node.Node)}
 	for i, capacity := range capacities {
 		id := placement.NodeID(fmt.Sprintf("node-%02d", i))
 		store, err := shardstore.Open(shardstore.Options{Dir: filepath.Join(t.TempDir(), "store"), CapacityBytes: capacity})
@@ -67,7 +68,7 @@ func NewSized(t testing.TB, capacities ...uint64) *Pool {
 			store.Close()
 		})
 		p.IDs = append(p.IDs, id)
-		p.Stores[id] = store
+		p.Stores[id], p.Nodes[id] = store, n
 	}
 	return p
 }
