@@ -3,12 +3,12 @@ package p2p_test
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -21,17 +21,18 @@ const byWalk way = "DHT walk"
 
 // row is one line of docs/lookup.md.
 type row struct {
-	way     way
-	nodes   int
-	cold    bool
-	missing bool // nobody has the stripe
-	stripes int
-	real    bool // measured with the real code, else by the model
+	Way     way
+	Nodes   int
+	Cold    bool
+	Missing bool // nobody has the stripe
+	Stripes int
+	Real    bool // measured with the real code, else by the model
 	figures
 }
 
 const (
 	oneWay       = 50 * time.Millisecond
+	realMax      = 100 // nodes: more take more memory and hours
 	manyOnes     = 1000
 	manyNodesMax = 20 // in which they are looked up: more takes hours
 	tries        = 3  // single lookups of each kind; the median is shown
@@ -40,45 +41,61 @@ const (
 
 var sizes = []int{20, 100, 300, 1000}
 
-// TestLookupFigures measures lookups and, where DEFS_LOOKUP names a directory,
-// writes lookup.md and lookup.svg there. DEFS_LOOKUP_NODES is up to which size
-// the real nodes run.
+// TestLookupFigures measures lookups. Where DEFS_LOOKUP names a directory it
+// measures all sizes, puts the figures into lookup.json there, and draws
+// lookup.md and lookup.svg from that file: a run of some subtests replaces
+// their figures alone.
 func TestLookupFigures(t *testing.T) {
 	docs := os.Getenv("DEFS_LOOKUP")
-	realMax, walkSizes, many := 0, []int{20}, 50
+	realSizes, walkSizes, many := []int{}, []int{20}, 50
 	if docs != "" {
-		realMax, walkSizes, many = 100, sizes, manyOnes
-		if text := os.Getenv("DEFS_LOOKUP_NODES"); text != "" {
-			var err error
-			if realMax, err = strconv.Atoi(text); err != nil {
-				t.Fatal(err)
+		realSizes, walkSizes, many = []int{20, realMax}, sizes, manyOnes
+	}
+	measure := func(name string, real func(way) bool, n int, run func(*testing.T, int, int) []row) {
+		t.Run(fmt.Sprint(name, n), func(t *testing.T) {
+			rows := run(t, n, many)
+			t.Logf("the last row: %+v", rows[len(rows)-1])
+			if docs != "" {
+				save(t, docs, rows, func(r row) bool { return r.Nodes == n && real(r.Way) })
 			}
-		}
+		})
 	}
-	var rows []row
 	for _, n := range walkSizes {
-		rows = append(rows, walks(t, n, many)...)
-		show(t, rows[len(rows)-1])
+		measure("walk", func(w way) bool { return w == byWalk }, n, walks)
 	}
-	for _, n := range sizes {
-		if n <= realMax {
-			rows = append(rows, lookups(t, n, many)...)
-			show(t, rows[len(rows)-1])
+	for _, n := range realSizes {
+		measure("nodes", func(w way) bool { return w != byWalk }, n, lookups)
+	}
+}
+
+// save replaces rows of lookup.json and draws the documents.
+func save(t *testing.T, docs string, rows []row, replaced func(row) bool) {
+	t.Helper()
+	path := filepath.Join(docs, "lookup.json")
+	var all []row
+	if b, err := os.ReadFile(path); err == nil {
+		if err := json.Unmarshal(b, &all); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if docs == "" {
-		return
+	all = append(slices.DeleteFunc(all, replaced), rows...)
+	var lines bytes.Buffer
+	for i, r := range all {
+		b, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&lines, "%s%s\n", []string{"[", ","}[min(i, 1)], b)
 	}
-	text := document(rows, models(rows, realMax), realMax)
-	for name, b := range map[string][]byte{"lookup.md": text, "lookup.svg": plot(slices.Concat(rows, models(rows, realMax)))} {
+	fmt.Fprintln(&lines, "]")
+	more := models(all)
+	for name, b := range map[string][]byte{
+		"lookup.json": lines.Bytes(), "lookup.md": document(all, more), "lookup.svg": plot(slices.Concat(all, more)),
+	} {
 		if err := os.WriteFile(filepath.Join(docs, name), b, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-}
-
-func show(t *testing.T, r row) {
-	t.Logf("%d nodes by %s done, at last %+v", r.nodes, r.way, r.figures)
 }
 
 func median(all []figures) figures {
@@ -105,10 +122,10 @@ func lookups(t *testing.T, nodes, many int) (rows []row) {
 				for _, st := range stripes {
 					all = append(all, c.read(way, cold, st))
 				}
-				rows = append(rows, row{way: way, nodes: nodes, cold: cold, stripes: 1, real: true, figures: median(all)})
+				rows = append(rows, row{Way: way, Nodes: nodes, Cold: cold, Stripes: 1, Real: true, figures: median(all)})
 			}
 		}
-		rows = append(rows, row{way: byKeepers, nodes: nodes, missing: true, stripes: 1, real: true, figures: c.read(byKeepers, false, c.unknown(stripes[0]))})
+		rows = append(rows, row{Way: byKeepers, Nodes: nodes, Missing: true, Stripes: 1, Real: true, figures: c.read(byKeepers, false, c.unknown(stripes[0]))})
 		if nodes > manyNodesMax {
 			return
 		}
@@ -117,7 +134,7 @@ func lookups(t *testing.T, nodes, many int) (rows []row) {
 		}
 		t.Logf("%d nodes have %d stripes after %v", nodes, many, realNow().Sub(began))
 		for _, way := range []way{byHint, byKeepers, byBroadcast} {
-			rows = append(rows, row{way: way, nodes: nodes, stripes: many, real: true, figures: c.read(way, false, stripes...)})
+			rows = append(rows, row{Way: way, Nodes: nodes, Stripes: many, Real: true, figures: c.read(way, false, stripes...)})
 		}
 		t.Logf("%d nodes took %v", nodes, realNow().Sub(began))
 	})
@@ -129,6 +146,9 @@ func walks(t *testing.T, nodes, many int) (rows []row) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWalk(t, nodes, oneWay)
 		defer w.close()
+		if nodes > manyNodesMax {
+			many = tries
+		}
 		numbers := make([]int, many)
 		for i := range many {
 			numbers[i] = i
@@ -140,15 +160,15 @@ func walks(t *testing.T, nodes, many int) (rows []row) {
 				w.connect(!cold)
 				all = append(all, w.find(shardsInK, number))
 			}
-			rows = append(rows, row{way: byWalk, nodes: nodes, cold: cold, stripes: 1, real: true, figures: median(all)})
+			rows = append(rows, row{Way: byWalk, Nodes: nodes, Cold: cold, Stripes: 1, Real: true, figures: median(all)})
 		}
 		w.connect(true)
-		rows = append(rows, row{way: byWalk, nodes: nodes, missing: true, stripes: 1, real: true, figures: w.find(shardsInK, many)})
+		rows = append(rows, row{Way: byWalk, Nodes: nodes, Missing: true, Stripes: 1, Real: true, figures: w.find(shardsInK, 1+manyOnes)})
 		if nodes > manyNodesMax {
 			return
 		}
 		w.connect(true)
-		rows = append(rows, row{way: byWalk, nodes: nodes, stripes: many, real: true, figures: w.find(shardsInK, numbers...)})
+		rows = append(rows, row{Way: byWalk, Nodes: nodes, Stripes: many, Real: true, figures: w.find(shardsInK, numbers...)})
 	})
 	return rows
 }
@@ -156,7 +176,7 @@ func walks(t *testing.T, nodes, many int) (rows []row) {
 // find returns the row of a kind.
 func findRow(rows []row, way way, nodes int, cold, missing bool, stripes int) (row, bool) {
 	i := slices.IndexFunc(rows, func(r row) bool {
-		return r.way == way && r.nodes == nodes && r.cold == cold && r.missing == missing && r.stripes == stripes
+		return r.Way == way && r.Nodes == nodes && r.Cold == cold && r.Missing == missing && r.Stripes == stripes
 	})
 	if i < 0 {
 		return row{}, false
@@ -169,7 +189,7 @@ func findRow(rows []row, way way, nodes int, cold, missing bool, stripes int) (r
 // measured: nothing in them knows the size. For broadcasts the question's way
 // through the pool is simulated; what else they cost is taken from the
 // measurements.
-func models(rows []row, realMax int) (more []row) {
+func models(rows []row) (more []row) {
 	for _, n := range sizes {
 		if n <= realMax {
 			continue
@@ -180,12 +200,12 @@ func models(rows []row, realMax int) (more []row) {
 				if !ok {
 					continue
 				}
-				r.nodes, r.real = n, false
+				r.Nodes, r.Real = n, false
 				if way == byBroadcast {
 					before, now := question(realMax, 0), question(n, 0)
 					moved := now.Enough - before.Enough
 					r.FirstByte, r.KthShard = r.FirstByte+moved, r.KthShard+moved
-					r.Packets, r.PacketSum = 0, r.PacketSum+copyBytes(rows, realMax)*(now.Copies-before.Copies)
+					r.Packets, r.PacketSum = 0, r.PacketSum+copyBytes(rows)*(now.Copies-before.Copies)
 				}
 				more = append(more, r)
 			}
@@ -200,7 +220,7 @@ func question(nodes, connected int) sim.Broadcasted {
 
 // copyBytes is what one copy of a question costs in the network, from the two
 // sizes measured: the growth of the bytes by that of the copies.
-func copyBytes(rows []row, realMax int) int {
+func copyBytes(rows []row) int {
 	small, _ := findRow(rows, byBroadcast, sizes[0], false, false, 1)
 	large, _ := findRow(rows, byBroadcast, realMax, false, false, 1)
 	copies := question(realMax, 0).Copies - question(sizes[0], 0).Copies
@@ -217,7 +237,7 @@ func ms(d time.Duration) string {
 	return fmt.Sprint(d.Round(time.Millisecond).Milliseconds())
 }
 
-func document(rows, more []row, realMax int) []byte {
+func document(rows, more []row) []byte {
 	var b bytes.Buffer
 	all := slices.Concat(rows, more)
 	ways := []way{byHint, byKeepers, byBroadcast, byWalk}
@@ -227,14 +247,14 @@ func document(rows, more []row, realMax int) []byte {
 		for _, way := range ways {
 			for _, n := range sizes {
 				for _, r := range all {
-					if r.way != way || r.nodes != n || !pick(r) {
+					if r.Way != way || r.Nodes != n || !pick(r) {
 						continue
 					}
 					warm, code := "warm", "real"
-					if r.cold {
+					if r.Cold {
 						warm = "cold"
 					}
-					if !r.real {
+					if !r.Real {
 						code = "model"
 					}
 					fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %d | %d | %s |\n", way, n, warm, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000, code)
@@ -244,18 +264,18 @@ func document(rows, more []row, realMax int) []byte {
 	}
 	fmt.Fprintf(&b, lookupIntro, realMax)
 	fmt.Fprint(&b, "## One stripe that is there\n\n")
-	table(func(r row) bool { return r.stripes == 1 && !r.missing })
+	table(func(r row) bool { return r.Stripes == 1 && !r.Missing })
 	fmt.Fprint(&b, "\n![time to the k-th shard by size of the pool](lookup.svg)\n\n")
 	fmt.Fprint(&b, verdict(all))
 	fmt.Fprint(&b, "\n## A stripe that is not there\n\nk-th shard: until the reader is told. By keepers, with the broadcast after them; by the DHT, until the walk has converged.\n\n")
-	table(func(r row) bool { return r.missing })
+	table(func(r row) bool { return r.Missing })
 	fmt.Fprintf(&b, "\n## %d stripes at once\n\n", manyOnes)
 	fmt.Fprintln(&b, "| by | nodes | found | first byte, ms | last k-th shard, ms | questions | KB in the network |")
 	fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- |")
 	for _, way := range ways {
 		for _, r := range all {
-			if r.way == way && r.stripes > 1 {
-				fmt.Fprintf(&b, "| %s | %d | %d | %s | %s | %d | %d |\n", way, r.nodes, r.Found, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000)
+			if r.Way == way && r.Stripes > 1 {
+				fmt.Fprintf(&b, "| %s | %d | %d | %s | %s | %d | %d |\n", way, r.Nodes, r.Found, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000)
 			}
 		}
 	}
@@ -316,7 +336,7 @@ func plot(rows []row) []byte {
 	colours := map[way]string{byHint: "#2b8a3e", byKeepers: "#1864ab", byBroadcast: "#e8590c", byWalk: "#862e9c"}
 	most := 0.0
 	for _, r := range rows {
-		if r.stripes == 1 && !r.missing {
+		if r.Stripes == 1 && !r.Missing {
 			most = max(most, float64(r.KthShard.Milliseconds()))
 		}
 	}
@@ -350,7 +370,7 @@ func plot(rows []row) []byte {
 					px, py := x(n), y(float64(r.KthShard.Milliseconds()))
 					points = append(points, fmt.Sprintf("%.1f,%.1f", px, py))
 					fill := colours[way]
-					if !r.real {
+					if !r.Real {
 						fill = "white"
 					}
 					fmt.Fprintf(&b, `<circle cx="%.1f" cy="%.1f" r="4" fill="%s" stroke="%s"/>`+"\n", px, py, fill, colours[way])

@@ -494,6 +494,10 @@ func (s *simulation) rebuilt(index int32, i int, waited bool) {
 		return
 	}
 	again := func(delay time.Duration) { s.after(delay, func() { s.rebuilt(index, i, true) }) }
+	if s.count(st, s.answers) < s.k {
+		again(retryAfter)
+		return
+	}
 	keepers := s.keepers(index)
 	agree, first := 0, -1
 	for rank, id := range keepers {
@@ -504,7 +508,7 @@ func (s *simulation) rebuilt(index int32, i int, waited bool) {
 			}
 		}
 	}
-	if agree <= len(keepers)/2 || s.count(st, s.answers) < s.k {
+	if agree <= len(keepers)/2 {
 		again(retryAfter)
 		return
 	}

@@ -37,12 +37,12 @@ type scheme struct {
 }
 
 var schemes = []scheme{
-	{"2+1,mirror=off", 1 * sim.Day, 2 * time.Hour, 1000},
-	{"4+2,mirror=off", 2 * sim.Day, 2 * time.Hour, 2000},
-	{"10+4,mirror=off", 4 * sim.Day, 12 * time.Hour, 1500},
-	{"2+1,mirror=on", 7 * sim.Day, 2 * time.Hour, 4000},
-	{"4+2,mirror=on", 14 * sim.Day, 2 * time.Hour, 3000},
-	{"10+4,mirror=on", 20 * sim.Day, 2 * time.Hour, 2000},
+	{"2+1,mirror=off", 1 * sim.Day, 2 * time.Hour, 600},
+	{"4+2,mirror=off", 2 * sim.Day, 2 * time.Hour, 1000},
+	{"10+4,mirror=off", 4 * sim.Day, 12 * time.Hour, 800},
+	{"2+1,mirror=on", 7 * sim.Day, 2 * time.Hour, 2500},
+	{"4+2,mirror=on", 14 * sim.Day, 2 * time.Hour, 2000},
+	{"10+4,mirror=on", 20 * sim.Day, 2 * time.Hour, 1500},
 }
 
 func run(seed uint64, scale float64, out string) error {
@@ -60,6 +60,7 @@ func run(seed uint64, scale float64, out string) error {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			rows[i], errs[i] = compare(seed, scale, s)
+			fmt.Fprint(os.Stderr, rows[i])
 		})
 	}
 	wg.Wait()
@@ -75,6 +76,9 @@ func run(seed uint64, scale float64, out string) error {
 		return err
 	}
 	tables(w)
+	if err := absences(w); err != nil {
+		return err
+	}
 	if failed > 0 {
 		return fmt.Errorf("%d of %d schemes do not agree with their model", failed, len(schemes))
 	}
@@ -121,7 +125,7 @@ func faults(w io.Writer, seed uint64) error {
 			return err
 		}
 		r, err := sim.Run(sim.Options{
-			Seed: seed, Nodes: 1000, Hosts: 500, Subnets: 100, Zones: 10, Stripes: 1000, Policy: policy, Life: 90 * sim.Day,
+			Seed: seed, Nodes: 1000, Hosts: 500, Subnets: 100, Zones: 10, Stripes: 300, Policy: policy, Life: 90 * sim.Day,
 			Faults: []sim.Fault{
 				{Kind: sim.Slow, At: 10 * sim.Day, Nodes: 100},
 				{Kind: sim.Lying, At: 20 * sim.Day, Nodes: 30},
@@ -169,6 +173,49 @@ func tables(w io.Writer) {
 	}
 }
 
+// absences tells what going away each day costs.
+func absences(w io.Writer) error {
+	fmt.Fprint(w, absencesIntro)
+	for _, text := range []string{"4+2,mirror=off", "4+2,mirror=on", "10+4,mirror=off", "10+4,mirror=on"} {
+		policy, err := erasure.ParsePolicy(text)
+		if err != nil {
+			return err
+		}
+		for _, after := range []time.Duration{0, 12 * time.Hour} {
+			o := sim.Options{Nodes: 1000, Stripes: 1, Policy: policy, Life: 90 * sim.Day, CopyAfter: after, DeadAfter: after}
+			o.EnsureDefaults()
+			fmt.Fprintf(w, "| %s | %v, %v", name(text), short(o.CopyAfter), short(o.DeadAfter))
+			for _, absent := range []time.Duration{0, 15 * time.Minute, time.Hour, 8 * time.Hour} {
+				o.Absent = absent
+				moved, err := o.Traffic()
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(w, " | %.0f", moved)
+			}
+			fmt.Fprintln(w, " |")
+		}
+	}
+	return nil
+}
+
+func short(d time.Duration) string {
+	if d < time.Hour {
+		return fmt.Sprintf("%.0f min", d.Minutes())
+	}
+	return fmt.Sprintf("%.0f h", d.Hours())
+}
+
+const absencesIntro = `
+## What daily absences cost
+
+Shards moved per stripe and year by the model, for nodes that live 90 days and go away once a day for a time of this mean; a transfer takes 1 h.
+A pool of machines that are switched off at night moves everything once a day with the default copy-after of 5 min: nodes of such a pool need a longer one.
+
+| scheme | copy-after, dead-after | never away | 15 min | 1 h | 8 h |
+| --- | --- | --- | --- | --- | --- |
+`
+
 const intro = `# Durability
 
 ` + "`make durability`" + ` writes this file: it simulates a year of 1,000 nodes (package ` + "`sim`" + `, where it says what is real in it and what is a model)
@@ -194,7 +241,7 @@ the deaths, which all stripes share. An absence longer than the threshold and a 
 `
 
 const faultsIntro = `
-Other faults, one after the other in the same year, with the defaults for detection (5 min, 1 h) and repairs of 1 h: 500 hosts, 100 subnets, 10 zones, 1,000 stripes.
+Other faults, one after the other in the same year, with the defaults for detection (5 min, 1 h) and repairs of 1 h: 500 hosts, 100 subnets, 10 zones, 300 stripes.
 A fault that hits no node fails the run. Nodes that die all at once are not in the formula; whoever may lose a zone needs no more shards in one than m.
 Stripes that lack a copy at the end are those that the last hours' deaths have hit.
 
