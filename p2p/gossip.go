@@ -33,6 +33,9 @@ const (
 	lookupNonceBytes = 16
 	lookupBlindsMax  = 256
 	lookupSeenMax    = 4096
+	listenersMin     = 4
+	listenersWait    = time.Second
+	listenersLook    = 20 * time.Millisecond
 )
 
 var topicNames = [topicCount]string{"members", "deaths", "heads", "lookups"}
@@ -239,7 +242,35 @@ func (h *Host) Broadcast(ctx context.Context, lookup *wire.Lookup) error {
 	if err := PrepareLookup(lookup, h.id); err != nil {
 		return err
 	}
+	h.awaitListeners(ctx)
 	return h.gossip.publish(ctx, topicLookups, lookup)
+}
+
+// awaitListeners returns when some members are connected that hear lookups, or
+// after listenersWait: what is published before that leaves with a heartbeat of
+// gossip, a second later.
+func (h *Host) awaitListeners(ctx context.Context) {
+	now, alive := time.Now(), 0
+	for _, m := range h.table.all() {
+		h.table.mu.Lock()
+		if h.table.state(m, now) == Alive {
+			alive++
+		}
+		h.table.mu.Unlock()
+	}
+	ctx, cancel := context.WithTimeout(ctx, listenersWait)
+	defer cancel()
+	tick := time.NewTicker(listenersLook)
+	defer tick.Stop()
+	for len(h.gossip.topics[topicLookups].ListPeers()) < min(listenersMin, alive) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		case <-h.ctx.Done():
+			return
+		}
+	}
 }
 
 // AnnounceHead gossips that a head has moved on. See Transport.AnnounceHead.

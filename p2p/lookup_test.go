@@ -240,6 +240,11 @@ func TestLookup(t *testing.T) {
 		if f.Found != 1 || f.KthShard > 8*roundTrip {
 			t.Errorf("by hint, cold: %+v", f)
 		}
+		f = c.read(byBroadcast, true, st)
+		if f.Found != 1 || f.KthShard > 8*roundTrip {
+			t.Errorf("by broadcast, cold: %+v", f)
+		}
+		t.Logf("by broadcast, cold: %+v", f)
 		f = c.read(byKeepers, false, c.unknown(st))
 		if f.Found != 0 || f.Searches > 2*keepers+1 || f.KthShard > 5*time.Second {
 			t.Errorf("not found: %+v", f)
