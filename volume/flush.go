@@ -322,12 +322,9 @@ func (f *flusher) add(c *chunk, policy erasure.Policy, data []byte) error {
 		return nil
 	}
 	stored, compressed := data, false
-	if f.p.pack.Probe(data) {
-		if packed, ok := f.p.pack.Compress(nil, data); ok {
-			stored, compressed = packed, true
-		}
-	}
-	if !compressed {
+	if packed, ok := f.p.pack.Compress(nil, data); ok {
+		stored, compressed = packed, true
+	} else {
 		stored = append([]byte(nil), data...)
 	}
 	for {
