@@ -35,12 +35,12 @@ type Params struct {
 	MaxBytes int // no chunk is longer
 }
 
-// DefaultParams give chunks of 150 KiB on average on random data. A change
+// DefaultParams give chunks of 85 KiB on average on random data. A change
 // makes about one and a half chunks new, so larger ones would store more at
 // each small change; smaller ones would make the metadata of large files
 // longer and the seal of each slice dearer.
 func DefaultParams() Params {
-	return Params{MinBytes: 32 << 10, AvgBytes: 128 << 10, MaxBytes: 512 << 10}
+	return Params{MinBytes: 32 << 10, AvgBytes: 64 << 10, MaxBytes: 256 << 10}
 }
 
 // gearBytes is how many bytes back the rolling hash sees: each shift moves a

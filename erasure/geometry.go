@@ -51,7 +51,7 @@ var (
 // powers of two and whole groups. Sizes over 1 MiB are used only where a
 // policy asks for them.
 func ShardSizes() []int {
-	return []int{16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20}
+	return []int{16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20}
 }
 
 // Geometry is the shape of one stripe: K data shards and M parity shards of

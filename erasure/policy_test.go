@@ -144,9 +144,10 @@ func TestGeometryOfPools(t *testing.T) {
 		{"4+2", 6, 4 * mib, "4+2×1MiB"},
 		{"4+2", 6, 3*mib + 1, "4+2×1MiB"},
 		{"4+2", 6, 3 * mib, "3+2×1MiB"},
-		{"4+2", 6, mib + 1, "2+2×1MiB"},
+		{"4+2", 6, 2*mib + 1, "3+2×1MiB"},
+		{"4+2", 6, mib + 1, "3+2×512KiB"},
 		{"4+2", 6, mib, "4+2×256KiB"},
-		{"4+2", 6, 100 * kib, "2+2×64KiB"},
+		{"4+2", 6, 100 * kib, "4+2×32KiB"},
 		{"4+2", 6, 64 * kib, "4+2×16KiB"},
 		{"4+2", 6, 16 * kib, "2+2×16KiB"},
 		{"4+2", 6, 0, "2+2×16KiB"},
@@ -154,12 +155,12 @@ func TestGeometryOfPools(t *testing.T) {
 		{"4+2", 12, 0, "2+2×16KiB"}, // mirrors count for the full stripe
 		{"auto", 6, 1, "2+2×16KiB"},
 		{"slice", 3, 1, "1+2×16KiB"},
-		{"slice", 3, 16*kib + 1, "1+2×64KiB"},
-		{"file:1+2", 3, 300 * kib, "1+2×1MiB"},
+		{"slice", 3, 16*kib + 1, "1+2×32KiB"},
+		{"file:1+2", 3, 300 * kib, "1+2×512KiB"},
 		{"1+2,shard=32MiB", 3, 17 * mib, "1+2×32MiB"},
 
 		// rs-size: k from the size.
-		{"rs-size,shard=256KiB", 14, 256 * kib, "2+4×256KiB"},
+		{"rs-size,shard=256KiB", 14, 256*kib + 1, "2+4×256KiB"},
 		{"rs-size:10+4,shard=256KiB", 14, 2560 * kib, "10+4×256KiB"},
 		{"rs-size:10+4,shard=256KiB", 14, 1024 * kib, "4+4×256KiB"},
 		{"rs-size:10+4,shard=256KiB", 14, 513 * kib, "3+4×256KiB"},

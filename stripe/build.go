@@ -95,6 +95,44 @@ func (b *Builder) Add(stored []byte, plainBytes int, compressed bool) (slice uin
 	return uint32(len(b.slices) - 1), true
 }
 
+// paddingBytesMax is how much padding a stripe may have for which no second
+// one is worth its index records and round trips.
+const paddingBytesMax = 256 << 10
+
+// Split divides the slices, in their order, among stripes that they nearly
+// fill: a stripe of 2.6 MiB at 4+2 would leave as 3 MiB and its parity, but 2
+// MiB and 0.75 MiB hold the same. Most stripes are full, and stay one. b is
+// used up.
+func (b *Builder) Split() []*Builder {
+	var parts []*Builder
+	for {
+		g, _, _, used, err := b.geometry()
+		if err != nil || g.DataBytes()-used <= paddingBytesMax {
+			return append(parts, b) // Seal tells the error
+		}
+		// The largest stripe that the slices fill.
+		part := &Builder{policy: b.policy, purpose: b.purpose, full: b.full, live: b.live}
+		for _, size := range slices.Backward(erasure.ShardSizes()) {
+			part.full.ShardBytes = size
+			if part.full.DataBytes() <= used {
+				break
+			}
+		}
+		for len(b.slices) > 0 {
+			next := b.slices[0]
+			if _, ok := part.Add(next.stored, next.plainBytes, next.compressed); !ok {
+				break
+			}
+			b.slices = b.slices[1:]
+		}
+		if part.Len() == 0 || len(b.slices) == 0 {
+			b.slices = append(part.slices, b.slices...)
+			return append(parts, b)
+		}
+		parts = append(parts, part)
+	}
+}
+
 // Len counts the slices.
 func (b *Builder) Len() int { return len(b.slices) }
 

@@ -684,6 +684,45 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// TestSplit: slices that leave much of a stripe empty are divided, in their
+// order, among stripes with little padding; others stay together.
+func TestSplit(t *testing.T) {
+	h := newHarness(t, 6, "rs-ratio:4+2,mirror=off")
+	const chunkBytes = 80_000
+	for _, c := range []struct {
+		chunks, parts int
+	}{{0, 1}, {1, 1}, {13, 1}, {27, 2}, {34, 2}, {40, 2}, {50, 1}} {
+		b, err := h.NewBuilder(h.policy, metastore.PurposeContent)
+		h.ok(err)
+		for i := range c.chunks {
+			if _, ok := b.Add(bytes.Repeat([]byte{byte(i)}, chunkBytes), chunkBytes, false); !ok {
+				t.Fatalf("chunk %d has no room", i)
+			}
+		}
+		parts := b.Split()
+		if len(parts) != c.parts {
+			t.Errorf("%d chunks: %d stripes, want %d", c.chunks, len(parts), c.parts)
+		}
+		next := 0
+		for i, part := range parts {
+			for _, slice := range part.slices {
+				if slice.stored[0] != byte(next) {
+					t.Fatalf("%d chunks: stripe %d has chunk %d, want %d", c.chunks, i, slice.stored[0], next)
+				}
+				next++
+			}
+			g, _, _, used, err := part.geometry()
+			h.ok(err)
+			if padding := g.DataBytes() - used; c.chunks > 0 && padding > paddingBytesMax {
+				t.Errorf("%d chunks: stripe %d of %v has %d bytes of padding", c.chunks, i, g, padding)
+			}
+		}
+		if next != c.chunks {
+			t.Errorf("%d of %d chunks are in a stripe", next, c.chunks)
+		}
+	}
+}
+
 // TestSaltFromAnyColumns: every choice of k columns gives the salt.
 func TestSaltFromAnyColumns(t *testing.T) {
 	h := newHarness(t, 6, "rs-ratio:4+2,mirror=off,shard=16KiB")

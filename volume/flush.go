@@ -385,38 +385,47 @@ func (f *flusher) find(hash [32]byte, n int) (metastore.Remote, bool) {
 	return remote, true
 }
 
-// sealStripe hands an open stripe to the workers.
+// sealStripe hands an open stripe to the workers, in parts where much of it is
+// empty.
 func (f *flusher) sealStripe(st *openStripe) error {
 	f.open = slices.DeleteFunc(f.open, func(other *openStripe) bool { return other == st })
 	if st.builder.Len() == 0 {
 		return nil
 	}
-	f.group.Go(func() error {
-		sealed, err := f.p.stripes.Seal(st.builder)
-		if err != nil {
-			return err
-		}
-		for i, c := range st.chunks {
-			c.remote = sealed.Slices[i]
-		}
-		info, err := f.p.stripes.Place(f.groupCtx, sealed)
-		f.p.stripes.Release(sealed)
-		if err != nil {
-			return err
-		}
-		info.CreatedSeq = f.cutSeq
-		f.p.mu.Lock()
-		f.p.unpublished[sealed.ID] = struct{}{}
-		f.p.mu.Unlock()
-		if err := f.commit(&placedStripe{sealed.ID, info, sealed.Salt}, st.chunks); err != nil {
-			return err
-		}
-		f.mu.Lock()
-		f.placed = append(f.placed, stripe.Placed{ID: sealed.ID, Info: &info, Manifest: sealed.Manifest})
-		f.mu.Unlock()
-		return nil
-	})
+	chunks := st.chunks
+	for _, part := range st.builder.Split() {
+		own := chunks[:part.Len()]
+		chunks = chunks[part.Len():]
+		f.group.Go(func() error { return f.place(part, own) })
+	}
 	return f.groupCtx.Err()
+}
+
+// place seals a stripe, puts it on the nodes, and points its chunks to it.
+func (f *flusher) place(builder *stripe.Builder, chunks []*chunk) error {
+	sealed, err := f.p.stripes.Seal(builder)
+	if err != nil {
+		return err
+	}
+	for i, c := range chunks {
+		c.remote = sealed.Slices[i]
+	}
+	info, err := f.p.stripes.Place(f.groupCtx, sealed)
+	f.p.stripes.Release(sealed)
+	if err != nil {
+		return err
+	}
+	info.CreatedSeq = f.cutSeq
+	f.p.mu.Lock()
+	f.p.unpublished[sealed.ID] = struct{}{}
+	f.p.mu.Unlock()
+	if err := f.commit(&placedStripe{sealed.ID, info, sealed.Salt}, chunks); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.placed = append(f.placed, stripe.Placed{ID: sealed.ID, Info: &info, Manifest: sealed.Manifest})
+	f.mu.Unlock()
+	return nil
 }
 
 type placedStripe struct {
