@@ -136,6 +136,14 @@ func (s *solo) distant(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, d.close()) }()
 	where := pool{policy: s.policy + ",mirror=off", nodes: 6, mountSpace: d.near, poolSpace: d.far, listen: "/ip4/" + d.farAddress + "/tcp/0"}
 	return s.with(ctx, where, func(m *mounted) error {
+		// Each alone in a stripe: reading one brings nothing of the other.
+		lone := []string{filepath.Join(m.dir(), "lone-0"), filepath.Join(m.dir(), "lone-1")}
+		for i, path := range lone {
+			content := s.in.random[(distantFiles+i)*smallBytes:][:smallBytes]
+			if err := errors.Join(os.WriteFile(path, content, 0o644), m.settle(ctx)); err != nil {
+				return err
+			}
+		}
 		var paths []string
 		for i := range distantFiles {
 			dir := filepath.Join(m.dir(), fmt.Sprintf("d%02d", i/100))
@@ -150,24 +158,22 @@ func (s *solo) distant(ctx context.Context) (err error) {
 			}
 			paths = append(paths, path)
 		}
-		lone := filepath.Join(m.dir(), "lone")
-		if err := os.WriteFile(lone, s.in.random[distantFiles*smallBytes:][:smallBytes], 0o644); err != nil {
-			return err
-		}
 		if err := m.dropLocal(ctx, distantFiles*smallBytes*4); err != nil { // the metadata stays here
 			return err
 		}
 		if err := errors.Join(m.remount(ctx), m.awaitNodes(ctx), dropKernelCaches()); err != nil {
 			return err
 		}
-		start := time.Now()
-		if _, err := os.ReadFile(lone); err != nil {
-			return err
+		for i, row := range []string{rowFirstByteNew, rowFirstByte} {
+			start := time.Now()
+			if _, err := os.ReadFile(lone[i]); err != nil {
+				return err
+			}
+			s.add(row, float64(time.Since(start).Microseconds())/1e3)
 		}
-		s.add(rowFirstByte, float64(time.Since(start).Microseconds())/1e3)
 		var next atomic.Int64
 		var readers errgroup.Group
-		start = time.Now()
+		start := time.Now()
 		for range distantTasks {
 			readers.Go(func() error {
 				for i := next.Add(1) - 1; i < distantFiles && ctx.Err() == nil; i = next.Add(1) - 1 {
