@@ -33,6 +33,8 @@ const (
 	lookupNonceBytes = 16
 	lookupBlindsMax  = 256
 	lookupSeenMax    = 4096
+	lookupsPerSecond = 40 // of all members together: some 100 KB a second of passing on
+	lookupsBurst     = 400
 	listenersMin     = 4
 	listenersWait    = time.Second
 	listenersLook    = 20 * time.Millisecond
@@ -58,6 +60,7 @@ type gossip struct {
 	cancel context.CancelFunc
 	topics [topicCount]*pubsub.Topic
 	seen   *lru.Cache[string, struct{}] // nonces of lookups
+	budget *rate.Limiter                // of lookups, of the pool
 
 	onLookup atomic.Pointer[func(placement.NodeID, *wire.Lookup)]
 	onHead   atomic.Pointer[func(placement.NodeID, *wire.HeadNotice)]
@@ -65,7 +68,7 @@ type gossip struct {
 
 func newGossip(h *Host, net membersOnly) (*gossip, error) {
 	ctx, cancel := context.WithCancel(h.ctx)
-	g := &gossip{h: h, cancel: cancel}
+	g := &gossip{h: h, cancel: cancel, budget: rate.NewLimiter(lookupsPerSecond, lookupsBurst)}
 	var err error
 	if g.seen, err = lru.New[string, struct{}](lookupSeenMax); err != nil {
 		cancel()
@@ -136,7 +139,7 @@ func (g *gossip) validate(kind topicKind, msg *pubsub.Message) pubsub.Validation
 		return pubsub.ValidationReject
 	}
 	if lookup, ok := decoded.(*wire.Lookup); ok {
-		if again, _ := g.seen.ContainsOrAdd(string(author)+string(lookup.Nonce), struct{}{}); again {
+		if again, _ := g.seen.ContainsOrAdd(string(author)+string(lookup.Nonce), struct{}{}); again || !g.budget.Allow() {
 			return pubsub.ValidationIgnore
 		}
 	}

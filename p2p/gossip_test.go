@@ -64,15 +64,32 @@ func TestGossipIsChecked(t *testing.T) {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
-	accepted := 0
-	for i := range 1000 {
-		l := lookup(0)
-		l.Nonce[0], l.Nonce[1] = byte(i), byte(1+i>>8)
-		if validate(topicLookups, 5, l) == pubsub.ValidationAccept {
-			accepted++
+	// One member is stopped by its own budget, several by that of the pool.
+	flood := func(seed byte) (accepted int) {
+		author, err := NodeIDOf(fixed(seed))
+		if err != nil {
+			t.Fatal(err)
 		}
+		for i := range 1000 {
+			l := &wire.Lookup{Nonce: make([]byte, 16), Sender: string(author), Blinds: [][]byte{make([]byte, 32)}}
+			l.Nonce[0], l.Nonce[1] = byte(i), byte(1+i>>8)
+			if validate(topicLookups, seed, l) == pubsub.ValidationAccept {
+				accepted++
+			}
+		}
+		return accepted
 	}
-	if accepted < 100 || accepted > 900 {
-		t.Errorf("%d of 1000 lookups at once were passed on", accepted)
+	sum := flood(5)
+	if sum < 100 || sum > 300 {
+		t.Errorf("%d of 1000 lookups at once were passed on", sum)
+	}
+	for seed := byte(10); seed < 15; seed++ {
+		if _, err := h.table.learn(fixedAnnouncement(t, seed, func(*wire.Member) {}), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		sum += flood(seed)
+	}
+	if sum < lookupsBurst-5 || sum > 2*lookupsBurst {
+		t.Errorf("%d lookups of six members at once were passed on, the pool's budget is %d", sum, lookupsBurst)
 	}
 }
