@@ -242,8 +242,8 @@ func document(rows, more []row) []byte {
 	all := slices.Concat(rows, more)
 	ways := []way{byHint, byKeepers, byBroadcast, byWalk}
 	table := func(pick func(row) bool) {
-		fmt.Fprintln(&b, "| by | nodes | connections | first byte, ms | k-th shard, ms | questions | KB in the network | code |")
-		fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- | --- |")
+		fmt.Fprintln(&b, "| by | nodes | connections | first byte, ms | k-th shard, ms | questions | messages | KB in the network | code |")
+		fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 		for _, way := range ways {
 			for _, n := range sizes {
 				for _, r := range all {
@@ -257,7 +257,11 @@ func document(rows, more []row) []byte {
 					if !r.Real {
 						code = "model"
 					}
-					fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %d | %d | %s |\n", way, n, warm, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000, code)
+					messages := r.Messages
+					if way == byBroadcast || r.Missing && way == byKeepers {
+						messages += question(n, 0).Copies
+					}
+					fmt.Fprintf(&b, "| %s | %d | %s | %s | %s | %d | %d | %d | %s |\n", way, n, warm, ms(r.FirstByte), ms(r.KthShard), r.Searches, messages, r.PacketSum/1000, code)
 				}
 			}
 		}
@@ -357,8 +361,9 @@ const lookupIntro = `# Lookup, measured
 
 ` + "`make lookup`" + ` writes this file and its plot. Every link takes 50 ms each way and carries 100 Mbit/s. A stripe is 4+2, mirrored, of 16 KiB shards. *First byte* and
 *k-th shard* are the times from the call of the reader until the first verified shard, and until k of them, fetching included: one round trip of 100 ms of each figure is the fetch.
-*Questions* are requests that ask where shards are, or broadcasts. *KB in the network* is all that all members send meanwhile, the shards (66 KB) included; with cold connections
-that is mostly the connections, which a member makes to all members at once. *Cold* means that the reader has lost all its connections the moment before.
+*Questions* are requests that ask where shards are, or broadcasts. *Messages* are requests, replies and answers, those of the fetch included, and for a broadcast the copies of the
+question that members pass on, as the model counts them. *KB in the network* is all that all members send meanwhile, the shards (66 KB) included. *Cold* means that the reader has lost
+all its connections the moment before; a member then connects to all others at once, which is most of its KB, and which the model does not count.
 
 - Real code up to %d nodes: hosts of package ` + "`p2p`" + `, nodes with their stores, the reader of package ` + "`stripe`" + `, over marcopolo/simnet, the network below go-libp2p's
   ` + "`x/simlibp2p`" + `, under testing/synctest. Above that size, a model (` + "`sim.Lookup`" + `), set to what the real code took at both its largest size and 20 nodes.
