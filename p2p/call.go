@@ -137,7 +137,7 @@ func (h *Host) Nonce(ctx context.Context, to placement.NodeID) ([]byte, error) {
 	if err := h.connect(ctx, m, false); err != nil {
 		return nil, fmt.Errorf("nonce of %s: %w", to, err)
 	}
-	conns := h.net.Network().ConnsToPeer(h.dialInfo(m).ID)
+	conns := slices.DeleteFunc(h.net.Network().ConnsToPeer(h.dialInfo(m).ID), h.redundant)
 	if len(conns) == 0 {
 		return nil, fmt.Errorf("nonce of %s: %w: the connection was lost", to, ErrUnreachable)
 	}
