@@ -103,6 +103,10 @@ model: ## random operations on a mount beside a reference in memory, with kills 
 crash-points: ## crash every workload of one and of two calls at each call to the disk; SHARD=2/5 for the second of five parts
 	DEFS_CRASH_POINTS=2 DEFS_SHARD=$(SHARD) go test -count 1 -v -timeout 12h -parallel 8 -run 'TestCrashPoints$$' ./volume/
 
+.PHONY: entries
+entries: ## fill one directory with COUNT (1,000,000) files, and print times and memory
+	DEFS_ENTRIES=$(or $(COUNT),1000000) go test -count 1 -v -timeout 2h -run 'TestManyEntries$$' ./integration/
+
 .PHONY: bias
 bias: ## place 10^6 stripes and look for a bias: 2 minutes
 	DEFS_PLACEMENTS=1000000 go test -count 1 -v -timeout 30m -run 'NoBias|TellsNothing' ./placement/

@@ -89,6 +89,9 @@ func newClusterAt(t *testing.T, device, policy string, count int, options ...fun
 // startAll starts the nodes, none of which runs.
 func (c *cluster) startAll() {
 	c.t.Helper()
+	if len(c.nodes) == 0 {
+		return
+	}
 	c.startNode(0) // whom the others ask first
 	var starting sync.WaitGroup
 	for i := 1; i < len(c.nodes); i++ {

@@ -19,7 +19,7 @@ const (
 // references counts who may still use an inode without a name.
 type references struct {
 	mu      sync.Mutex
-	counts  map[Ino]uint64
+	counts  countTable
 	orphans map[Ino]struct{} // referenced, without a name: removed with the last reference
 }
 
@@ -29,7 +29,7 @@ func (v *Volume) Acquire(ino Ino, n uint64) {
 	r := &v.refs
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.counts[ino] += n
+	r.counts.set(ino, r.counts.get(ino)+n)
 }
 
 // Release gives n references back.
@@ -42,11 +42,11 @@ func (v *Volume) Release(ino Ino, n uint64) {
 func (r *references) release(ino Ino, n uint64) (orphaned bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.counts[ino] > n {
-		r.counts[ino] -= n
+	if count := r.counts.get(ino); count > n {
+		r.counts.set(ino, count-n)
 		return false
 	}
-	delete(r.counts, ino)
+	r.counts.set(ino, 0)
 	_, orphaned = r.orphans[ino]
 	delete(r.orphans, ino)
 	return orphaned
@@ -57,7 +57,7 @@ func (r *references) release(ino Ino, n uint64) (orphaned bool) {
 func (r *references) keep(ino Ino) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.counts[ino] == 0 {
+	if r.counts.get(ino) == 0 {
 		_, unnamed := r.orphans[ino]
 		return unnamed
 	}

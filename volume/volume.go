@@ -159,7 +159,6 @@ func Open(ctx context.Context, o Options) (*Volume, error) {
 		dir:             o.Dir,
 		changed:         make(chan struct{}, 1),
 	}
-	v.refs.counts = make(map[Ino]uint64)
 	v.refs.orphans = make(map[Ino]struct{})
 	var err error
 	v.store, err = cache.Open(cache.Options{
