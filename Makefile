@@ -103,6 +103,10 @@ model: ## random operations on a mount beside a reference in memory, with kills 
 crash-points: ## crash every workload of one and of two calls at each call to the disk; SHARD=2/5 for the second of five parts
 	DEFS_CRASH_POINTS=2 DEFS_SHARD=$(SHARD) go test -count 1 -v -timeout 12h -parallel 8 -run 'TestCrashPoints$$' ./volume/
 
+.PHONY: io-errors
+io-errors: ## let each call to the disk fail, in every small workload and at every start; SHARD=2/5 for the second of five parts
+	DEFS_IO_ERRORS=all DEFS_SHARD=$(SHARD) go test -count 1 -v -timeout 12h -parallel 8 -run 'TestIOErrors' ./volume/
+
 .PHONY: entries
 entries: ## fill one directory with COUNT (1,000,000) files, and print times and memory
 	DEFS_ENTRIES=$(or $(COUNT),1000000) go test -count 1 -v -timeout 2h -run 'TestManyEntries$$' ./integration/

@@ -370,12 +370,38 @@ func (s *Store) adopt(kept []*opened, end position) {
 	s.last, s.durable, s.acked = end, end, end.Seq
 }
 
+// rewrite writes what a file holds of a range once more. After a flush that has failed the kernel takes the pages for
+// clean: it shows them to readers, and no later flush would write them.
+func rewrite(f File, from, to int64) error {
+	buf := make([]byte, min(max(to-from, 0), 1<<20))
+	for ; from < to; from += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), to-from)]
+		if err := readFull(f, buf, from); err != nil {
+			return err
+		}
+		if _, err := f.WriteAt(buf, from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // settle makes frames found beyond the slot durable and trims the last segment.
 func (s *Store) settle(kept []*opened, tail, end position) error {
 	if end != tail || tail != s.tail.position || s.tailLost {
 		for _, o := range kept {
 			if o.id < s.tail.Segment || o.state == Clean {
 				continue
+			}
+			from, to := int64(0), o.size
+			if o.id == s.tail.Segment {
+				from = s.tail.Offset
+			}
+			if o.id == end.Segment {
+				to = min(to, end.Offset)
+			}
+			if err := rewrite(o.handle, from, to); err != nil {
+				return err
 			}
 			if err := o.handle.Sync(); err != nil {
 				return err

@@ -129,9 +129,7 @@ func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 		return nil, fmt.Errorf("metastore: open: %w", err)
 	}
 	db.cache = pebble.NewCache(blockCacheBytes)
-	db.pebble, err = pebble.Open(o.Dir, db.pebbleOptions(memTableBytes))
-	if err != nil {
-		db.cache.Unref()
+	if db.pebble, err = db.openPebble(db.pebbleOptions(memTableBytes)); err != nil {
 		return nil, openError(err)
 	}
 	db.reader = reader{src: newest{db}}
@@ -140,6 +138,38 @@ func open(o Options, inner vfs.FS, memTableBytes uint64) (*DB, error) {
 	}
 	db.fs.state.park()
 	return db, nil
+}
+
+// openFailedWait is how long Pebble may take to open after a write has failed.
+const openFailedWait = 2 * time.Second
+
+// openPebble opens Pebble, which repeats a failed flush without end while it
+// opens. It is left behind then, at rest, until the process ends.
+func (db *DB) openPebble(options *pebble.Options) (*pebble.DB, error) {
+	type result struct {
+		db  *pebble.DB
+		err error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		p, err := pebble.Open(db.dir, options)
+		if err != nil {
+			db.cache.Unref()
+		}
+		opened <- result{p, err}
+	}()
+	select {
+	case r := <-opened:
+		return r.db, r.err
+	case <-db.fs.state.failed:
+	}
+	select {
+	case r := <-opened:
+		return r.db, r.err
+	case <-time.After(openFailedWait):
+		db.fs.state.park() // the flush waits at its next write
+		return nil, db.fs.state.error()
+	}
 }
 
 // openError tells damage from a disk that fails: Pebble has many words for files

@@ -330,8 +330,14 @@ func crashCalls() []call {
 func start(t testing.TB, seed uint64) (*workload, *reference.Tree) {
 	t.Helper()
 	w := &workload{rng: rand.New(rand.NewPCG(seed, 5))}
-	w.disks = crashDisks{faultfs.New(), crashfs.New(w.crashed)}
+	w.disks = crashDisks{faultfs.New(), crashfs.New()}
 	w.disks.journal.OnCall(func(int, string, string) error { w.crashed(); return nil })
+	w.disks.meta.OnCall(func(op crashfs.Op) error {
+		if op != crashfs.Read {
+			w.crashed()
+		}
+		return nil
+	})
 	var err error
 	if w.v, err = w.disks.open(); err != nil {
 		t.Fatal(err)

@@ -8,7 +8,8 @@
 // The model is harsher than common file systems: until Sync each 512-byte
 // sector of each write is kept or lost on its own, until SyncDir each creation,
 // rename and removal is, and a file's Sync does not make its name durable. A
-// failed Sync loses the bytes it was to flush while reads still show them.
+// failed Sync loses the bytes it was to flush, for every later Sync too, while
+// reads still show them.
 package faultfs
 
 import (
@@ -43,6 +44,7 @@ func KeepRandom(rng *rand.Rand) Keep { return func() bool { return rng.IntN(2) =
 type FS struct {
 	mu       sync.Mutex
 	onCall   func(n int, op, name string) error
+	onRead   func(name string) error
 	calls    int
 	capacity int64            // 0: unlimited
 	names    map[string]*node // as seen by the running system
@@ -79,6 +81,14 @@ func (d *FS) OnCall(fn func(n int, op, name string) error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.onCall = fn
+}
+
+// OnRead sets a function that runs before each read of a file's content, which
+// fails with its error.
+func (d *FS) OnRead(fn func(name string) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.onRead = fn
 }
 
 // SetCapacity makes calls that grow the files' sum beyond so many bytes fail
@@ -302,6 +312,14 @@ type file struct {
 
 func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	f.disk.mu.Lock()
+	fn := f.disk.onRead
+	f.disk.mu.Unlock()
+	if fn != nil {
+		if err := fn(f.name); err != nil {
+			return 0, fmt.Errorf("read %s: %w", f.name, err)
+		}
+	}
+	f.disk.mu.Lock()
 	defer f.disk.mu.Unlock()
 	if off >= int64(len(f.node.data)) {
 		return 0, io.EOF
@@ -342,10 +360,12 @@ func (f *file) Sync() error {
 	err := f.disk.call("sync", f.name)
 	f.disk.mu.Lock()
 	defer f.disk.mu.Unlock()
-	f.node.pending = nil
 	if err == nil {
-		f.node.durable = slices.Clone(f.node.data)
+		for _, e := range f.node.pending {
+			f.node.durable = e.apply(f.node.durable)
+		}
 	}
+	f.node.pending = nil // after a failure too: the kernel takes the pages for clean, and no later Sync writes them
 	return err
 }
 
