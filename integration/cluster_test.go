@@ -36,6 +36,7 @@ type cluster struct {
 	mnt       string        // the mountpoint
 	ticket    string        // file
 	words     string        // file
+	options   string        // further ones of the mount
 	patience  time.Duration // of nodes with silent ones, before they make up for them
 	nodeFlags []string      // more flags of all nodes
 	net       *network      // that all processes are in; nil for the machine's own
@@ -195,8 +196,8 @@ func (c *cluster) startMount() {
 	_, addrs := c.addrs()
 	c.mounts++
 	c.mount = spawn(c.t, "mount", filepath.Join(c.dir, "log", fmt.Sprint("mount-", c.mounts)),
-		append(c.net.enter(), program("defs-mount"), "lab", c.mnt, "-o", fmt.Sprintf("data=%s,peers=@%s,listen=%s,suspect-after=%v,dead-after=%v,dial-timeout=%v",
-			c.device, addrs, c.net.listen(mountAddress), suspectAfter, deadAfter, dialTimeout))...)
+		append(c.net.enter(), program("defs-mount"), "lab", c.mnt, "-o", fmt.Sprintf("data=%s,peers=@%s,listen=%s,suspect-after=%v,dead-after=%v,dial-timeout=%v%s",
+			c.device, addrs, c.net.listen(mountAddress), suspectAfter, deadAfter, dialTimeout, c.options))...)
 }
 
 // mountNow mounts the volume and returns how long it took until it answered.
