@@ -137,7 +137,7 @@ func (n *Node) challenge(ctx context.Context, id placement.NodeID, m *wire.Manif
 		outcome = placement.Lost
 	}
 	before := n.contained(id)
-	r := n.reputations.Note(id, outcome, n.o.Now())
+	r := n.reputations.Note(id, outcome, n.seconds())
 	if outcome == placement.Proved {
 		n.did.audited.Add(1)
 		return outcome, true
@@ -180,10 +180,12 @@ func (n *Node) alive(id placement.NodeID) bool {
 
 // contained says whether this node has seen enough of another to give it nothing.
 func (n *Node) contained(id placement.NodeID) bool {
-	return n.reputations.Of(id, n.o.Now()).Contained()
+	return n.Reputation(id).Contained()
 }
 
 // Reputation is what this node has seen of another.
 func (n *Node) Reputation(id placement.NodeID) placement.Reputation {
-	return n.reputations.Of(id, n.o.Now())
+	return n.reputations.Of(id, n.seconds())
 }
+
+func (n *Node) seconds() float64 { return float64(n.o.Now().UnixMilli()) / 1e3 }

@@ -3,7 +3,6 @@ package placement
 import (
 	"math"
 	"sync"
-	"time"
 )
 
 // Outcome is how a node came out of one challenge, or of one read.
@@ -28,7 +27,7 @@ const (
 	lostLeaves     = 0.8
 	stalledLeaves  = 0.85
 	containedBelow = 0.5
-	halfForgotten  = 7 * 24 * time.Hour
+	halfForgotten  = 7 * 24 * 3600 // seconds
 	// provedLeaves is what a proof leaves of losses and stalls, which pass; a
 	// node that lies now and then proves most of the time.
 	provedLeaves = 0.9
@@ -40,7 +39,7 @@ const reputationsMax = 4096
 // Reputation is what one member has itself seen of a node. Counts fade.
 type Reputation struct {
 	Proved, Lied, Lost, Stalled float64
-	at                          time.Time // as of which the counts are
+	atSeconds                   float64 // as of which the counts are
 }
 
 // Trust is 1 for a node of which nothing bad is known, down to 0.
@@ -52,17 +51,17 @@ func (r Reputation) Trust() float64 {
 func (r Reputation) Contained() bool { return r.Trust() < containedBelow }
 
 // fade brings the counts to now.
-func (r *Reputation) fade(now time.Time) {
-	if passed := now.Sub(r.at); passed > 0 {
-		keep := math.Exp2(-float64(passed) / float64(halfForgotten))
+func (r *Reputation) fade(nowSeconds float64) {
+	if passed := nowSeconds - r.atSeconds; passed > 0 {
+		keep := math.Exp2(-passed / halfForgotten)
 		r.Proved, r.Lied, r.Lost, r.Stalled = r.Proved*keep, r.Lied*keep, r.Lost*keep, r.Stalled*keep
 	}
-	r.at = now
+	r.atSeconds = nowSeconds
 }
 
 // note adds one outcome.
-func (r *Reputation) note(o Outcome, now time.Time) {
-	r.fade(now)
+func (r *Reputation) note(o Outcome, nowSeconds float64) {
+	r.fade(nowSeconds)
 	switch o {
 	case Proved:
 		r.Proved++
@@ -83,8 +82,9 @@ type Reputations struct {
 	byID map[NodeID]Reputation // guarded by mu
 }
 
-// Note adds what was seen of a node and returns its reputation.
-func (r *Reputations) Note(id NodeID, o Outcome, now time.Time) Reputation {
+// Note adds what was seen of a node and returns its reputation. nowSeconds are
+// counted from any moment, the same in all calls.
+func (r *Reputations) Note(id NodeID, o Outcome, nowSeconds float64) Reputation {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byID == nil {
@@ -92,22 +92,22 @@ func (r *Reputations) Note(id NodeID, o Outcome, now time.Time) Reputation {
 	}
 	one, known := r.byID[id]
 	if !known {
-		one.at = now
+		one.atSeconds = nowSeconds
 		if len(r.byID) >= reputationsMax {
-			r.forget(now)
+			r.forget(nowSeconds)
 		}
 	}
-	one.note(o, now)
+	one.note(o, nowSeconds)
 	r.byID[id] = one
 	return one
 }
 
 // forget drops the node with the least against it.
-func (r *Reputations) forget(now time.Time) {
+func (r *Reputations) forget(nowSeconds float64) {
 	var best NodeID
 	trust := -1.0
 	for id, one := range r.byID {
-		if one.fade(now); one.Trust() > trust {
+		if one.fade(nowSeconds); one.Trust() > trust {
 			best, trust = id, one.Trust()
 		}
 	}
@@ -115,10 +115,10 @@ func (r *Reputations) forget(now time.Time) {
 }
 
 // Of returns a node's reputation now.
-func (r *Reputations) Of(id NodeID, now time.Time) Reputation {
+func (r *Reputations) Of(id NodeID, nowSeconds float64) Reputation {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	one := r.byID[id]
-	one.fade(now)
+	one.fade(nowSeconds)
 	return one
 }

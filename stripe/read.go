@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/defs-fs/defs/erasure"
 	"github.com/defs-fs/defs/metastore"
@@ -142,11 +141,11 @@ func (s *Store) readShard(ctx context.Context, blind erasure.BlindID, index int,
 	data, err := s.requestShard(ctx, blind, index, node, shardBytes, root, lo, hi)
 	switch {
 	case err == nil:
-		s.reputations.Note(node, placement.Proved, time.Now())
+		s.reputations.Note(node, placement.Proved, seconds())
 	case errors.Is(err, errLied):
-		s.reputations.Note(node, placement.Lied, time.Now())
+		s.reputations.Note(node, placement.Lied, seconds())
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-		s.reputations.Note(node, placement.Stalled, time.Now())
+		s.reputations.Note(node, placement.Stalled, seconds())
 	}
 	return data, err
 }

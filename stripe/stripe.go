@@ -208,8 +208,10 @@ func (s *Store) count(node placement.NodeID, bytes int) {
 
 // Reputation is what reads of this store have shown of a node.
 func (s *Store) Reputation(node placement.NodeID) placement.Reputation {
-	return s.reputations.Of(node, time.Now())
+	return s.reputations.Of(node, seconds())
 }
+
+func seconds() float64 { return float64(time.Now().UnixMilli()) / 1e3 }
 
 // keepers returns the nodes that keep a stripe's index record: the highest
 // ranked among those not declared dead, factor times as many as there should
