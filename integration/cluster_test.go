@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -132,8 +133,13 @@ func (c *cluster) close() {
 			c.t.Errorf("unmount %s: %v", p, err)
 		}
 	}
+	logs, _ := filepath.Glob(filepath.Join(c.dir, "log", "*"))
+	for _, log := range logs {
+		if b, err := os.ReadFile(log); err == nil && bytes.Contains(b, []byte("WARNING: DATA RACE")) {
+			c.t.Errorf("%s: %s", filepath.Base(log), b[bytes.Index(b, []byte("WARNING: DATA RACE")):])
+		}
+	}
 	if c.t.Failed() {
-		logs, _ := filepath.Glob(filepath.Join(c.dir, "log", "*"))
 		for _, log := range logs {
 			if tail := (&process{log: log}).tail(); tail != "" {
 				c.t.Logf("---- %s\n%s", filepath.Base(log), tail)

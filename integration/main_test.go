@@ -53,7 +53,7 @@ func supervise() (code int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, sweep(dir)) }()
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "bin")+"/", "./cmd/defs", "./cmd/defs-mount")
+	build := exec.Command("go", append(append([]string{"build"}, buildFlags...), "-o", filepath.Join(dir, "bin")+"/", "./cmd/defs", "./cmd/defs-mount")...)
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("build the programs: %w\n%s", err, out)
