@@ -132,3 +132,7 @@ lookup: ## measure lookups in simulated networks of 20 to 1,000 nodes, write doc
 .PHONY: soak
 soak: ## 24 node processes under every fault while a mount writes and reads: SOAK=30m, SEED=; as root for partitions
 	DEFS_SOAK=$(or $(SOAK),30m) DEFS_SOAK_SEED=$(SEED) go test -count 1 -v -timeout 3h -run 'TestSoak$$' ./integration/
+
+.PHONY: net
+net: ## the pool heals itself, is drained and scrubbed, and how long reads take during a repair of 512 MiB: 5 minutes
+	DEFS_REPAIR_MIB=512 go test -count 1 -v -timeout 20m -run 'TestPoolRepairsItself|TestReadsDuringRepair|TestDrainAndScrub' ./integration/
