@@ -120,9 +120,9 @@ durability: ## simulate a year of 1,000 nodes, compare it with the Markov model,
 	go run ./sim/durability -seed $(or $(SEED),1) -out docs/durability.md
 
 .PHONY: sim
-sim: ## faults in a simulated network of real nodes, and in the model of years; SEED=, ROUNDS=5, NODES=30: 15 minutes
+sim: ## faults in a simulated network of real nodes, and in the model of years; SEED=, ROUNDS=3, NODES=20: 5 minutes
 	DEFS_SIM_SEED=$(or $(SEED),1) go test -count 1 -v ./sim/
-	DEFS_SIM_SEED=$(or $(SEED),1) DEFS_SIM_ROUNDS=$(or $(ROUNDS),5) DEFS_SIM_NODES=$(or $(NODES),30) \
+	DEFS_SIM_SEED=$(or $(SEED),1) DEFS_SIM_ROUNDS=$(or $(ROUNDS),3) DEFS_SIM_NODES=$(or $(NODES),20) \
 		go test -count 1 -v -timeout 2h -run 'TestSimulatedFaults$$' ./p2p/
 
 .PHONY: lookup
