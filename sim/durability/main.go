@@ -5,6 +5,8 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -21,11 +23,59 @@ func main() {
 	seed := flag.Uint64("seed", 1, "of the simulations")
 	scale := flag.Float64("stripes", 1, "how many times the stripes")
 	out := flag.String("out", "", "file to write; default only the screen")
+	done := flag.String("rows", "", "file that keeps the rows of a run that is stopped, for the next one")
 	flag.Parse()
-	if err := run(*seed, *scale, *out); err != nil {
+	if err := run(*seed, *scale, *out, &rows{path: *done, known: map[string]string{}}); err != nil {
 		fmt.Fprintln(os.Stderr, "durability:", err)
 		os.Exit(1)
 	}
+}
+
+// rows keeps the rows that are done.
+type rows struct {
+	path  string // empty: nowhere
+	mu    sync.Mutex
+	known map[string]string // guarded by mu
+}
+
+func (r *rows) load() error {
+	if r.path == "" {
+		return nil
+	}
+	b, err := os.ReadFile(r.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, &r.known)
+}
+
+// once returns the row of that name, made by compute if it is not known yet.
+func (r *rows) once(name string, compute func() (string, error)) (string, error) {
+	r.mu.Lock()
+	row, ok := r.known[name]
+	r.mu.Unlock()
+	if ok {
+		return row, nil
+	}
+	row, err := compute()
+	if err != nil {
+		return row, err
+	}
+	fmt.Fprint(os.Stderr, row)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known[name] = row
+	if r.path == "" {
+		return row, nil
+	}
+	b, err := json.Marshal(r.known)
+	if err != nil {
+		return row, err
+	}
+	return row, os.WriteFile(r.path, b, 0o644)
 }
 
 // scheme is a pool that loses enough to be compared.
@@ -45,13 +95,16 @@ var schemes = []scheme{
 	{"10+4,mirror=on", 20 * sim.Day, 2 * time.Hour, 1500},
 }
 
-func run(seed uint64, scale float64, out string) error {
+func run(seed uint64, scale float64, out string, done *rows) error {
+	if err := done.load(); err != nil {
+		return err
+	}
 	var text bytes.Buffer
 	w := io.MultiWriter(os.Stdout, &text)
 	fmt.Fprint(w, intro)
 	fmt.Fprintf(w, "Seed %d. Lifetime of a node 90 days, absent for 1 hour a day in the mean.\n\n", seed)
 	fmt.Fprintln(w, "| scheme | mean repair | stripes | lost | model | its interval | shards moved per stripe | model |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
-	rows := make([]string, len(schemes))
+	lines := make([]string, len(schemes))
 	errs := make([]error, len(schemes))
 	slots := make(chan struct{}, 2)
 	var wg sync.WaitGroup
@@ -59,20 +112,19 @@ func run(seed uint64, scale float64, out string) error {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			rows[i], errs[i] = compare(seed, scale, s)
-			fmt.Fprint(os.Stderr, rows[i])
+			lines[i], errs[i] = done.once(fmt.Sprint(seed, scale, s), func() (string, error) { return compare(seed, scale, s) })
 		})
 	}
 	wg.Wait()
 	failed := 0
-	for i := range rows {
+	for i := range lines {
 		if errs[i] != nil {
 			fmt.Fprintln(os.Stderr, errs[i])
 			failed++
 		}
-		fmt.Fprint(w, rows[i])
+		fmt.Fprint(w, lines[i])
 	}
-	if err := faults(w, seed); err != nil {
+	if err := faults(w, seed, done); err != nil {
 		return err
 	}
 	tables(w)
@@ -117,33 +169,42 @@ func compare(seed uint64, scale float64, s scheme) (row string, err error) {
 	return row, nil
 }
 
-func faults(w io.Writer, seed uint64) error {
+func faults(w io.Writer, seed uint64, done *rows) error {
 	fmt.Fprint(w, faultsIntro)
 	for _, text := range []string{"2+1,mirror=off", "4+2,mirror=off", "10+4,mirror=off", "4+2,mirror=on"} {
-		policy, err := erasure.ParsePolicy(text)
+		row, err := done.once(fmt.Sprint("faults ", seed, text), func() (string, error) { return suffer(seed, text) })
 		if err != nil {
 			return err
 		}
-		r, err := sim.Run(sim.Options{
-			Seed: seed, Nodes: 1000, Hosts: 500, Subnets: 100, Zones: 10, Stripes: 300, Policy: policy, Life: 90 * sim.Day,
-			Faults: []sim.Fault{
-				{Kind: sim.Slow, At: 10 * sim.Day, Nodes: 100},
-				{Kind: sim.Lying, At: 20 * sim.Day, Nodes: 30},
-				{Kind: sim.Crash, At: 60 * sim.Day, Nodes: 20},
-				{Kind: sim.Partition, At: 90 * sim.Day, Nodes: 200, For: 12 * time.Hour},
-				{Kind: sim.SubnetCut, At: 120 * sim.Day, For: 12 * time.Hour},
-				{Kind: sim.HostLoss, At: 150 * sim.Day},
-				{Kind: sim.ZoneLoss, At: 180 * sim.Day},
-			},
-		})
-		if err != nil {
-			return err
-		}
-		f := r.Fired
-		fmt.Fprintf(w, "| %s | %d, %d, %d | %d | %d, %d | %d, %d | %d | %.1f | %d |\n", name(text), f[sim.Slow], f[sim.Lying], f[sim.Crash],
-			f[sim.Partition], f[sim.SubnetCut], f[sim.HostLoss], f[sim.ZoneLoss], r.Deaths, r.Lost, r.Unavailable.Hours(), r.Unhealthy)
+		fmt.Fprint(w, row)
 	}
 	return nil
+}
+
+// suffer lets everything happen to the stripes of one scheme.
+func suffer(seed uint64, text string) (string, error) {
+	policy, err := erasure.ParsePolicy(text)
+	if err != nil {
+		return "", err
+	}
+	r, err := sim.Run(sim.Options{
+		Seed: seed, Nodes: 1000, Hosts: 500, Subnets: 100, Zones: 10, Stripes: 300, Policy: policy, Life: 90 * sim.Day,
+		Faults: []sim.Fault{
+			{Kind: sim.Slow, At: 10 * sim.Day, Nodes: 100},
+			{Kind: sim.Lying, At: 20 * sim.Day, Nodes: 30},
+			{Kind: sim.Crash, At: 60 * sim.Day, Nodes: 20},
+			{Kind: sim.Partition, At: 90 * sim.Day, Nodes: 200, For: 12 * time.Hour},
+			{Kind: sim.SubnetCut, At: 120 * sim.Day, For: 12 * time.Hour},
+			{Kind: sim.HostLoss, At: 150 * sim.Day},
+			{Kind: sim.ZoneLoss, At: 180 * sim.Day},
+		},
+	})
+	if err != nil {
+		return "", err
+	}
+	f := r.Fired
+	return fmt.Sprintf("| %s | %d, %d, %d | %d | %d, %d | %d, %d | %d | %.1f | %d |\n", name(text), f[sim.Slow], f[sim.Lying], f[sim.Crash],
+		f[sim.Partition], f[sim.SubnetCut], f[sim.HostLoss], f[sim.ZoneLoss], r.Deaths, r.Lost, r.Unavailable.Hours(), r.Unhealthy), nil
 }
 
 func tables(w io.Writer) {
