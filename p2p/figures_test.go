@@ -183,12 +183,23 @@ func findRow(rows []row, way way, nodes int, cold, missing bool, stripes int) (r
 	return rows[i], true
 }
 
+// measured is the largest pool of real nodes among the rows.
+func measured(rows []row) (nodes int) {
+	for _, r := range rows {
+		if r.Way != byWalk && r.Real {
+			nodes = max(nodes, r.Nodes)
+		}
+	}
+	return nodes
+}
+
 // models carries hints, keepers and broadcasts on to sizes at which the real
 // nodes did not run. Hints and keepers cost what they do at the largest size
 // measured: nothing in them knows the size. For broadcasts the question's way
 // through the pool is simulated; what else they cost is taken from the
 // measurements.
 func models(rows []row) (more []row) {
+	realMax := measured(rows)
 	for _, n := range sizes {
 		if n <= realMax {
 			continue
@@ -220,11 +231,13 @@ func question(nodes, connected int) sim.Broadcasted {
 // copyBytes is what one copy of a question costs in the network, from the two
 // sizes measured: the growth of the bytes by that of the copies.
 func copyBytes(rows []row) int {
+	realMax := measured(rows)
 	small, _ := findRow(rows, byBroadcast, sizes[0], false, false, 1)
 	large, _ := findRow(rows, byBroadcast, realMax, false, false, 1)
 	copies := question(realMax, 0).Copies - question(sizes[0], 0).Copies
-	if copies == 0 {
-		return 0
+	if copies == 0 { // one size alone: with the answers
+		hint, _ := findRow(rows, byHint, realMax, false, false, 1)
+		return (small.PacketSum - hint.PacketSum) / max(1, question(realMax, 0).Copies)
 	}
 	return (large.PacketSum - small.PacketSum) / copies
 }
@@ -238,7 +251,7 @@ func ms(d time.Duration) string {
 
 func document(rows, more []row) []byte {
 	var b bytes.Buffer
-	all := slices.Concat(rows, more)
+	realMax, all := measured(rows), slices.Concat(rows, more)
 	ways := []way{byHint, byKeepers, byBroadcast, byWalk}
 	table := func(pick func(row) bool) {
 		fmt.Fprintln(&b, "| by | nodes | connections | first byte, ms | k-th shard, ms | questions | messages | KB in the network | code |")
