@@ -43,7 +43,7 @@ func TestLiarIsContained(t *testing.T) {
 				t.Error("nobody has said so")
 			}
 			for id, m := range p.nodes {
-				if r := m.node.Reputation(liar); id != liar && r.Contained() && r.Lied < 2 {
+				if r := m.node.Reputation(liar); id != liar && r.Contained() && r.Lied < 1.9 {
 					t.Errorf("%s contains it for %+v", id, r)
 				}
 				for other := range p.nodes {

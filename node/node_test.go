@@ -49,6 +49,12 @@ func (l *logText) has(words string) bool {
 	return bytes.Contains(l.text.Bytes(), []byte(words))
 }
 
+func (l *logText) all() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // pool is some nodes and one device on a network in memory.
 type pool struct {
 	t      testing.TB
@@ -83,7 +89,7 @@ func newPoolWith(t testing.TB, nodes int, set func(*Options)) *pool {
 	t.Cleanup(func() {
 		p.device.Close()
 		if t.Failed() {
-			t.Logf("what the nodes logged:\n%s", p.log.text.Bytes())
+			t.Logf("what the nodes logged:\n%s", p.log.all())
 		}
 	})
 	return p
