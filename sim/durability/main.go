@@ -304,7 +304,7 @@ the deaths, which all stripes share. An absence longer than the threshold and a 
 const faultsIntro = `
 Other faults, one after the other in the same year, with the defaults for detection (5 min, 1 h) and repairs of 1 h: 500 hosts, 100 subnets, 10 zones, 300 stripes.
 A fault that hits no node fails the run. Deaths at once are not in the formula. Repairs keep the shards of a stripe apart by host only, as the nodes do it, so that after half a year
-a zone may hold more than m of them: a lost zone is where most of these stripes are lost. Stripes that lack a copy at the end are those that the last hours' deaths have hit.
+a zone may hold more than m of them, and its loss then costs stripes. Stripes that lack a copy at the end are those that the last hours' deaths have hit.
 
 | scheme | slow, lying, crashed | partition | subnet cut, host lost | zone lost, deaths in all | stripes lost | stripe-hours unreadable | not whole at the end |
 | --- | --- | --- | --- | --- | --- | --- | --- |
