@@ -91,6 +91,9 @@ let in (allow_other, and the kernel checks permissions), and by an ordinary user
 	for _, name := range slices.Sorted(maps.Keys(goFuseExcluded)) {
 		fmt.Fprintf(&b, "- %s: %s: %s\n", goFuseOp, name, goFuseExcluded[name])
 	}
+	for _, name := range slices.Sorted(maps.Keys(goSuitesExcluded)) {
+		fmt.Fprintf(&b, "- %s: %s: %s\n", goSuitesOp, name, goSuitesExcluded[name])
+	}
 	return os.WriteFile(path, []byte(b.String()), 0o644)
 }
 

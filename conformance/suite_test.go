@@ -35,6 +35,7 @@ func cases() []testCase {
 		openCases(), makeCases(), linkCases(), removeCases(), renameCases(),
 		chmodCases(), chownCases(), utimensCases(),
 		xattrCases(), aclCases(), dataCases(), readdirCases(), lockCases(), mmapCases(), statCases(),
+		outsideCases(),
 	)
 }
 
@@ -200,15 +201,17 @@ func (u user) credential() *syscall.Credential {
 	return c
 }
 
-// The cast: numbers that no account should have.
+// The cast: numbers that no account should have; and the account that runs the suite as an ordinary user, since
+// fusermount3 mounts for accounts alone.
 var (
-	root  = user{"root", 0, 0, nil}
-	alice = user{"alice", 31001, 31001, []int{31100}}
-	bob   = user{"bob", 31002, 31002, nil}
-	carol = user{"carol", 31003, 31003, []int{31001}} // in alice's group
+	nobody = user{"nobody", 65534, 65534, []int{team}}
+	root   = user{"root", 0, 0, nil}
+	alice  = user{"alice", 31001, 31001, []int{31100}}
+	bob    = user{"bob", 31002, 31002, nil}
+	carol  = user{"carol", 31003, 31003, []int{31001}} // in alice's group
 )
 
-// team is the supplementary group of alice.
+// team is the supplementary group of alice and nobody.
 const team = 31100
 
 // as runs f with the credentials of u, in dir, with an empty umask, on a thread that ends with it.
