@@ -285,13 +285,15 @@ func document(rows, more []row) []byte {
 	fmt.Fprint(&b, verdict(all))
 	fmt.Fprint(&b, "\n## A stripe that is not there\n\nk-th shard: until the reader is told. By keepers, with the broadcast after them; by the DHT, until the walk has converged.\n\n")
 	table(func(r row) bool { return r.Missing })
-	fmt.Fprintf(&b, "\n## %d stripes at once\n\nWarm. The shards are 66 MB, which take 5.2 s at 100 Mbit/s.\n\n", manyOnes)
-	fmt.Fprintln(&b, "| by | nodes | found | first byte, ms | last k-th shard, ms | questions | KB in the network |")
-	fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- |")
-	for _, way := range ways {
-		for _, r := range all {
-			if r.Way == way && r.Stripes > 1 {
-				fmt.Fprintf(&b, "| %s | %d | %d | %s | %s | %d | %d |\n", way, r.Nodes, r.Found, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000)
+	if slices.ContainsFunc(all, func(r row) bool { return r.Stripes > 1 }) {
+		fmt.Fprintf(&b, "\n## %d stripes at once\n\nWarm. The shards are 66 MB, which take 5.2 s at 100 Mbit/s.\n\n", manyOnes)
+		fmt.Fprintln(&b, "| by | nodes | found | first byte, ms | last k-th shard, ms | questions | KB in the network |")
+		fmt.Fprintln(&b, "| --- | --- | --- | --- | --- | --- | --- |")
+		for _, way := range ways {
+			for _, r := range all {
+				if r.Way == way && r.Stripes > 1 {
+					fmt.Fprintf(&b, "| %s | %d | %d | %s | %s | %d | %d |\n", way, r.Nodes, r.Found, ms(r.FirstByte), ms(r.KthShard), r.Searches, r.PacketSum/1000)
+				}
 			}
 		}
 	}
@@ -348,7 +350,7 @@ func verdict(all []row) string {
 	if warmLeast >= 3 {
 		holds = "holds"
 	}
-	fmt.Fprintf(&b, verdictText, holds, warmLeast, warmMost, coldLeast, coldMost,
+	fmt.Fprintf(&b, verdictText, holds, span(warmLeast, warmMost), span(coldLeast, coldMost),
 		ms(at(byBroadcast, small, false).KthShard), ms(at(byBroadcast, large, false).KthShard),
 		ms(at(byWalk, small, false).KthShard), ms(at(byWalk, large, false).KthShard),
 		at(byBroadcast, small, false).PacketSum/1000, at(byBroadcast, large, false).PacketSum/1000,
@@ -358,8 +360,18 @@ func verdict(all []row) string {
 	return b.String()
 }
 
+func span(least, most float64) string {
+	switch {
+	case least == most && most == 1:
+		return "1 round trip"
+	case least == most:
+		return fmt.Sprintf("%.0f round trips", most)
+	}
+	return fmt.Sprintf("%.0f to %.0f round trips", least, most)
+}
+
 const verdictText = `
-**The claim "one broadcast against 3 to 5 DHT hops" %s.** Before the fetch, a walk of the DHT takes %.0f to %.0f round trips with warm connections and %.0f to %.0f with cold ones,
+**The claim "one broadcast against 3 to 5 DHT hops" %s.** Before the fetch, a walk of the DHT takes %s with warm connections and %s with cold ones,
 where each new peer costs a dial: it asks 10 peers at once, and among 1,000 a full routing table always knows somebody near the record.
 
 - Warm, as members of a pool are by their heartbeats: the broadcast has k shards after %s ms at 20 nodes and %s ms at 1,000, the DHT after %s ms and %s ms. Neither wins by time. By bytes
@@ -378,7 +390,7 @@ question that members pass on, as the model counts them. *KB in the network* is 
 all its connections the moment before; a member then connects to all others at once, which is most of its KB, and which the model does not count.
 
 - Real code up to %d nodes: hosts of package ` + "`p2p`" + `, nodes with their stores, the reader of package ` + "`stripe`" + `, over marcopolo/simnet, the network below go-libp2p's
-  ` + "`x/simlibp2p`" + `, under testing/synctest. Above that size, a model (` + "`sim.Lookup`" + `), set to what the real code took at both its largest size and 20 nodes.
+  ` + "`x/simlibp2p`" + `, under testing/synctest. Above that size, a model (` + "`sim.Lookup`" + `), set to what the real code took at the sizes below.
 - The DHT is kad-dht v0.42.1 with its defaults, at every size, on bare libp2p hosts with full routing tables and a provider record for each of the 12 copies at the 20 nearest
   members. This program has no such records; the walk is there to be compared with.
 - Medians of 3.
