@@ -1,6 +1,7 @@
 package metastore
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -93,10 +94,14 @@ type DB struct {
 	closed   atomic.Bool
 	pending  *pending // the records after applying, through applied
 
-	applyMu    sync.Mutex // guards what follows; held by Apply
+	applyMu   sync.Mutex // guards what follows; held by Apply
+	gateLeft  int        // bytes to apply before the gate is looked at
+	mutations []mutation
+	// mover runs move. What follows is move's while it runs, else the holder's
+	// of applyMu.
+	mover      sync.WaitGroup
+	moveErr    error
 	generation uint64
-	gateLeft   int // bytes to apply before the gate is looked at
-	mutations  []mutation
 	key        []byte
 
 	anchorMu sync.Mutex // guards anchored and the anchor file
@@ -305,6 +310,7 @@ func (db *DB) Apply(seq uint64, record []byte) error {
 	if err := db.gate(len(record)); err != nil {
 		return err
 	}
+	record = bytes.Clone(record) // what is pending refers to it
 	var lamport uint64
 	db.mutations = db.mutations[:0]
 	alone := false // what follows counts to another generation, or removes one
@@ -324,8 +330,8 @@ func (db *DB) Apply(seq uint64, record []byte) error {
 	}
 	db.pending.add(lamport, db.mutations)
 	db.applied.Store(seq)
-	if db.pending.full() {
-		return db.drainLocked()
+	if db.pending.newest.full() {
+		return db.drainBehind()
 	}
 	return nil
 }

@@ -24,9 +24,18 @@ const (
 // what they cost one by one. Nothing is less safe for it: what Pebble has not
 // flushed is in the journal alone either way.
 //
-// Only the holder of DB.applyMu changes it.
+// It has two layers, so that records are added to one while Pebble is given the
+// other: that runs beside the operations that follow, not as a part of one.
 type pending struct {
-	mu      sync.RWMutex // guards changes and groups against readers
+	mu sync.RWMutex // guards the layers' maps
+	// newest takes records. Only the holder of DB.applyMu changes it.
+	newest *layer
+	// moving is what Pebble is being given; empty at other times. It does not
+	// change until Pebble has it all.
+	moving *layer
+}
+
+type layer struct {
 	changes map[string]pendingChange
 	groups  map[group]int // how many keys of changes begin so
 
@@ -47,38 +56,56 @@ func groupOf[T string | []byte](key T) (g group) {
 	return g
 }
 
-func newPending() *pending {
-	return &pending{changes: make(map[string]pendingChange), groups: make(map[group]int)}
+func newLayer() *layer {
+	return &layer{changes: make(map[string]pendingChange), groups: make(map[group]int)}
 }
 
-func (p *pending) full() bool { return p.records >= pendingRecordsMax || p.bytes >= pendingBytesMax }
+func newPending() *pending { return &pending{newest: newLayer(), moving: newLayer()} }
 
-// add takes over the changes of one record.
+func (l *layer) full() bool { return l.records >= pendingRecordsMax || l.bytes >= pendingBytesMax }
+
+func (l *layer) clear() {
+	clear(l.changes)
+	clear(l.groups)
+	l.records, l.bytes = 0, 0
+}
+
+// add takes over the changes of one record, and their values.
 func (p *pending) add(lamport uint64, mutations []mutation) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	l := p.newest
 	for _, m := range mutations {
-		if _, ok := p.changes[string(m.key)]; !ok {
-			p.groups[groupOf(m.key)]++
+		if _, ok := l.changes[string(m.key)]; !ok {
+			l.groups[groupOf(m.key)]++
 		}
-		p.changes[string(m.key)] = pendingChange{value: bytes.Clone(m.value), deleted: m.op == opDelete, lamport: lamport}
-		p.bytes += len(m.key) + len(m.value)
+		l.changes[string(m.key)] = pendingChange{value: m.value, deleted: m.op == opDelete, lamport: lamport}
+		l.bytes += len(m.key) + len(m.value)
 	}
-	p.records++
+	l.records++
 }
 
-func (p *pending) clear() {
+// swap makes the newest layer the one that moves; that was empty.
+func (p *pending) swap() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	clear(p.changes)
-	clear(p.groups)
-	p.records, p.bytes = 0, 0
+	p.newest, p.moving = p.moving, p.newest
+}
+
+// moved forgets what Pebble has now.
+func (p *pending) moved() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moving.clear()
 }
 
 func (p *pending) get(key []byte) (pendingChange, bool) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	c, ok := p.changes[string(key)]
+	c, ok := p.newest.changes[string(key)]
+	if !ok {
+		c, ok = p.moving.changes[string(key)]
+	}
 	return c, ok
 }
 
@@ -86,15 +113,19 @@ func (p *pending) get(key []byte) (pendingChange, bool) {
 func (p *pending) overlaps(from, to []byte) bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if len(p.changes) == 0 {
+	return p.newest.overlaps(from, to) || p.moving.overlaps(from, to)
+}
+
+func (l *layer) overlaps(from, to []byte) bool {
+	if len(l.changes) == 0 {
 		return false
 	}
-	if len(from) < len(group{}) || from[0] == prefixTouched { // what was touched is listed by drain
+	if len(from) < len(group{}) || from[0] == prefixTouched { // what was touched is listed by move
 		return true
 	}
 	g := groupOf(from)
 	if bytes.HasPrefix(to, g[:]) || bytes.Equal(to, successor(g[:])) {
-		return p.groups[g] > 0
+		return l.groups[g] > 0
 	}
 	return true
 }
@@ -132,19 +163,45 @@ func (db *DB) drain() error {
 }
 
 func (db *DB) drainLocked() error {
-	p := db.pending
-	if p.records == 0 {
-		return nil
+	if err := db.awaitMove(); err != nil || db.pending.newest.records == 0 {
+		return err
 	}
-	keys := make([]string, 0, len(p.changes))
-	for key := range p.changes {
+	db.pending.swap()
+	return db.move(db.applied.Load())
+}
+
+// drainBehind begins to give Pebble what it does not have yet. It waits where
+// Pebble has not taken yet what it was given before.
+func (db *DB) drainBehind() error {
+	if err := db.awaitMove(); err != nil {
+		return err
+	}
+	db.pending.swap()
+	seq := db.applied.Load()
+	db.mover.Go(func() { db.moveErr = db.move(seq) })
+	return nil
+}
+
+// awaitMove returns when nothing moves. An error stays: what did not move can
+// still be read key by key.
+func (db *DB) awaitMove() error {
+	db.mover.Wait()
+	return db.moveErr
+}
+
+// move gives Pebble the layer that moves, which ends with record seq. One call
+// at a time.
+func (db *DB) move(seq uint64) error {
+	l := db.pending.moving
+	keys := make([]string, 0, len(l.changes))
+	for key := range l.changes {
 		keys = append(keys, key)
 	}
 	slices.Sort(keys)
-	batch := db.pebble.NewBatchWithSize(4*p.bytes + 256)
+	batch := db.pebble.NewBatchWithSize(4*l.bytes + 256)
 	var key []byte
 	for _, k := range keys {
-		c := p.changes[k]
+		c := l.changes[k]
 		key = append(key[:0], k...)
 		var err error
 		if c.deleted {
@@ -159,10 +216,10 @@ func (db *DB) drainLocked() error {
 			return db.commitFailed(batch, err)
 		}
 	}
-	if err := db.commit(batch, db.applied.Load()); err != nil {
+	if err := db.commit(batch, seq); err != nil {
 		return err
 	}
-	p.clear()
+	db.pending.moved()
 	return nil
 }
 
