@@ -133,7 +133,7 @@ func TestDecodersRefuseDamage(t *testing.T) {
 	for !extent.HasRemote || !extent.HasLocal() {
 		extent = randomExtent(rng, 0)
 	}
-	txn := &Txn{index: map[string]int{}}
+	txn := newTxn(reader{})
 	txn.Put([]byte("gname"), []byte("value"))
 	txn.Delete(inodeKey(2))
 	txn.SetGeneration(4)
@@ -180,7 +180,7 @@ func TestRecordRefusesForeignKeys(t *testing.T) {
 		if err := decodeRecord(encode(m), func(uint64, mutation) error { return nil }); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: got %v", name, err)
 		}
-		txn := &Txn{index: map[string]int{}}
+		txn := newTxn(reader{})
 		if txn.add(m); txn.Err() == nil {
 			t.Errorf("%s: the transaction took it", name)
 		}
@@ -262,7 +262,7 @@ func FuzzSmallValues(f *testing.F) {
 
 func FuzzRecord(f *testing.F) {
 	rng := rand.New(rand.NewPCG(4, 4))
-	txn := &Txn{index: map[string]int{}}
+	txn := newTxn(reader{})
 	txn.PutInode(3, Inode{Size: rng.Uint64()})
 	txn.DeleteInode(4)
 	txn.SetGeneration(2)

@@ -1,6 +1,7 @@
 package metastore
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,12 +18,22 @@ type Txn struct {
 
 	base      reader
 	mutations []mutation
-	index     map[string]int // key → position in mutations
+	few       [searchMax]mutation // where mutations begins: most operations need no more
+	index     map[string]int      // key → position in mutations; nil while these are few
 	err       error
 }
 
+// searchMax is how many mutations are searched one by one.
+const searchMax = 8
+
 // NewTxn starts an empty Txn over the newest state.
-func (db *DB) NewTxn() *Txn { return &Txn{base: db.reader, index: make(map[string]int, 8)} }
+func (db *DB) NewTxn() *Txn { return newTxn(db.reader) }
+
+func newTxn(base reader) *Txn {
+	t := &Txn{base: base}
+	t.mutations = t.few[:0]
+	return t
+}
 
 // Empty reports whether the Txn changes nothing.
 func (t *Txn) Empty() bool { return len(t.mutations) == 0 }
@@ -42,12 +53,35 @@ func (t *Txn) add(m mutation) {
 		t.fail(err)
 		return
 	}
-	if i, ok := t.index[string(m.key)]; ok {
+	if i, ok := t.find(m.key); ok {
 		t.mutations[i] = m
 		return
 	}
-	t.index[string(m.key)] = len(t.mutations)
 	t.mutations = append(t.mutations, m)
+	switch n := len(t.mutations); {
+	case n <= searchMax:
+	case t.index == nil:
+		t.index = make(map[string]int, 2*n)
+		for i := range t.mutations {
+			t.index[string(t.mutations[i].key)] = i
+		}
+	default:
+		t.index[string(m.key)] = n - 1
+	}
+}
+
+// find returns the position of a key's mutation.
+func (t *Txn) find(key []byte) (int, bool) {
+	if t.index != nil {
+		i, ok := t.index[string(key)]
+		return i, ok
+	}
+	for i := range t.mutations {
+		if bytes.Equal(t.mutations[i].key, key) {
+			return i, true
+		}
+	}
+	return 0, false
 }
 
 func (t *Txn) put(key, value []byte) { t.add(mutation{op: opPut, key: key, value: value}) }
@@ -62,7 +96,7 @@ func (t *Txn) Delete(key []byte) { t.del(key) }
 
 // Get returns a key's value as the Txn leaves it, or ErrNotFound.
 func (t *Txn) Get(key []byte) ([]byte, error) {
-	if i, ok := t.index[string(key)]; ok {
+	if i, ok := t.find(key); ok {
 		if m := t.mutations[i]; m.op == opPut {
 			return append([]byte(nil), m.value...), nil
 		}
