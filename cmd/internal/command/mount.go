@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -25,6 +26,7 @@ import (
 const (
 	mountTimeout = 30 * time.Second // until the kernel has the mount
 	busyTimeout  = 10 * time.Second // for programs to leave, after a signal
+	procsPerCore = 2
 )
 
 // mounting is everything that a mount needs to know.
@@ -182,6 +184,7 @@ func usableMountpoint(path, dir string) (string, error) {
 func (a *app) mount(ctx context.Context, m mounting) (err error) {
 	syscall.Umask(0o077) // local files are the user's own; the kernel applies each program's umask to the mount
 	setMemoryLimit(m.options, 1)
+	setProcs()
 	log := logger(m.options, a.Err)
 	options, err := clientOptions(m.options, m.dir)
 	if err != nil {
@@ -278,5 +281,15 @@ func setMemoryLimit(o config.Options, count int) {
 	debug.SetMemoryLimit(limit)
 	if _, set := os.LookupEnv("GOGC"); !set && count == 1 {
 		debug.SetGCPercent(60)
+	}
+}
+
+// setProcs lets more goroutines run than there are cores. One that waits in a
+// system call, for the kernel's next request or for the journal's file, counts
+// as running until the scheduler notices; the next request must not wait for
+// that.
+func setProcs() {
+	if _, set := os.LookupEnv("GOMAXPROCS"); !set {
+		runtime.GOMAXPROCS(procsPerCore * runtime.GOMAXPROCS(0))
 	}
 }
