@@ -18,6 +18,14 @@ func TestSmallNodeFillsUp(t *testing.T) {
 	pool := &testPool{sized, sized.Net, sized.IDs}
 	v := newTestVolume(t, pool, "rs-ratio:4+2")
 	defer func() { v.Close(context.Background()) }()
+	// Placement is random, and rarely takes the small one.
+	for i := 0; sized.Stores[sized.IDs[6]].Usage().Shards == 0; i++ {
+		if i == 200 {
+			t.Fatal("200 stripes, and none has a shard on the small node")
+		}
+		v.put(t, fmt.Sprint("first-", i), random(64<<10))
+		wait(t, v.Volume)
+	}
 	data := random(24 << 20)
 	v.put(t, "file", data)
 	wait(t, v.Volume)
