@@ -51,6 +51,12 @@ func losses(t *testing.T, policy string, nodes, promise int) {
 		files[path] = b
 	}
 	c.waitDurable(60 * time.Second)
+	eventually(t, 30*time.Second, "nothing is left on this disk", func() bool {
+		if err := c.dropCache(); err != nil {
+			t.Fatal(err)
+		}
+		return sizeBelow(t, filepath.Join(c.device, "journal")) < 256<<10
+	})
 	if got := c.status().SurvivesLosses; got.Nodes != promise || got.Hosts != promise {
 		t.Fatalf("%s on %d nodes promises to survive the loss of %+v, want %d", policy, nodes, got, promise)
 	}
