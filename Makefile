@@ -126,7 +126,7 @@ sim: ## faults in a simulated network of real nodes, and in the model of years; 
 		go test -count 1 -v -timeout 2h -run 'TestSimulatedFaults$$' ./p2p/
 
 .PHONY: lookup
-lookup: ## measure lookups in simulated networks of 20 to 1,000 nodes, write docs/lookup.md and its plot: 10 minutes
+lookup: ## measure lookups in simulated networks of 20 to 1,000 nodes, write docs/lookup.md and its plot
 	DEFS_LOOKUP=$(CURDIR)/docs go test -count 1 -v -timeout 2h -run 'TestLookupFigures$$' ./p2p/
 
 .PHONY: soak

@@ -236,6 +236,14 @@ func TestLookup(t *testing.T) {
 		if f.Found != 1 || f.Searches != 1 || f.FirstByte > 2*roundTrip+margin {
 			t.Errorf("by broadcast: %+v", f)
 		}
+		many := []stored{st}
+		for range 29 {
+			many = append(many, c.put())
+		}
+		f = c.read(byBroadcast, false, many...)
+		if f.Found != len(many) || f.Searches > 3 {
+			t.Errorf("%d at once by broadcast: %+v", len(many), f)
+		}
 		f = c.read(byHint, true, st)
 		if f.Found != 1 || f.KthShard > 8*roundTrip {
 			t.Errorf("by hint, cold: %+v", f)
