@@ -227,6 +227,7 @@ type Client struct {
 	lock   *os.File
 
 	hasPeers bool // there are addresses to ask for members
+	opened   time.Time
 }
 
 // New opens the volume in o.Dir. It waits for no peer. One Client at a time
@@ -236,7 +237,7 @@ func New(ctx context.Context, o Options) (_ *Client, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{device: dev}
+	c := &Client{device: dev, opened: time.Now()}
 	if c.lock, err = lockDir(o.Dir); err != nil {
 		return nil, err
 	}
@@ -351,21 +352,27 @@ func (c *Client) Volume() *volume.Volume { return c.volume }
 // Members lists the pool as this device sees it.
 func (c *Client) Members() []p2p.Member { return c.host.Members() }
 
-// WaitNodes returns when every storage node known has been heard, when there is
-// nobody to hear, or when ctx ends. Without it the first figures of Status count the pool too low.
+// settleMax bounds how long after New what is known of the nodes is of an earlier run.
+const settleMax = 4 * time.Second
+
+// WaitNodes returns when every storage node known has been heard in this run or could not be
+// reached, when there is nobody to hear, or when ctx ends; with none heard, only then.
+// Without it the first figures of Status count the pool too low.
 func (c *Client) WaitNodes(ctx context.Context) {
 	for {
-		nodes, heard := 0, 0
+		nodes, heard, tried := 0, 0, 0
 		for _, m := range c.host.Members() {
 			if m.Role != p2p.RoleNode {
 				continue
 			}
 			nodes++
-			if !m.Seen.IsZero() {
+			if m.Heard {
 				heard++
+			} else if m.State != p2p.Alive {
+				tried++
 			}
 		}
-		if heard == nodes && (nodes > 0 || !c.hasPeers) {
+		if heard+tried == nodes && (heard > 0 || nodes == 0 && !c.hasPeers) {
 			return
 		}
 		select {
@@ -373,6 +380,15 @@ func (c *Client) WaitNodes(ctx context.Context) {
 			return
 		case <-time.After(50 * time.Millisecond):
 		}
+	}
+}
+
+// Settle is WaitNodes until some seconds after New; later it returns at once.
+func (c *Client) Settle(ctx context.Context) {
+	ctx, cancel := context.WithDeadline(ctx, c.opened.Add(settleMax))
+	defer cancel()
+	if ctx.Err() == nil {
+		c.WaitNodes(ctx)
 	}
 }
 

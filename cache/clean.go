@@ -1,6 +1,9 @@
 package cache
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // MarkClean makes a segment evictable. The caller proves that everything in it
 // is placed and published, that a flushed state of the metastore no longer
@@ -35,8 +38,13 @@ func (s *Store) MarkClean(id uint64) error {
 }
 
 // DropClean removes every clean byte, on disk and in memory, and returns how
-// many bytes of disk that freed. The segment that takes appends stays.
-func (s *Store) DropClean() (bytes int64, err error) {
+// many bytes of disk that freed. The segment that takes appends stays, as do
+// the segments and the fetched slices of the stripes that are to be kept, with
+// what lies in the same files.
+func (s *Store) DropClean(segments map[uint64]bool, stripes map[[16]byte]bool) (bytes int64, err error) {
+	if len(stripes) > 0 {
+		<-s.slices.indexed
+	}
 	s.mu.RLock()
 	broken := s.broken
 	s.mu.RUnlock()
@@ -45,8 +53,10 @@ func (s *Store) DropClean() (bytes int64, err error) {
 	}
 	s.cleanMu.Lock()
 	defer s.cleanMu.Unlock()
-	s.slices.dropMemory()
-	return s.evictLocked(0)
+	s.slices.dropMemory(stripes)
+	return s.evictLocked(0, func(seg *segment) bool { return segments[seg.id] }, func(file *sliceFile) bool {
+		return len(stripes) > 0 && slices.ContainsFunc(file.keys, func(key sliceKey) bool { return stripes[key.stripe] })
+	})
 }
 
 func (s *Store) cleanSize() int64 {
@@ -60,14 +70,14 @@ func (s *Store) cleanSize() int64 {
 func (s *Store) evict(limit int64) (freed int64, err error) {
 	s.cleanMu.Lock()
 	defer s.cleanMu.Unlock()
-	return s.evictLocked(limit)
+	return s.evictLocked(limit, func(*segment) bool { return false }, func(*sliceFile) bool { return false })
 }
 
-// evictLocked is evict for callers that hold cleanMu.
-func (s *Store) evictLocked(limit int64) (freed int64, err error) {
+// evictLocked is evict for callers that hold cleanMu. It leaves what it is told to keep.
+func (s *Store) evictLocked(limit int64, keepSegment func(*segment) bool, keepFile func(*sliceFile) bool) (freed int64, err error) {
 	for s.cleanSize() > limit {
-		seg := s.oldestClean()
-		file := s.slices.oldest()
+		seg := s.oldestClean(keepSegment)
+		file := s.slices.oldest(keepFile)
 		switch {
 		case seg == nil && file == nil:
 			return freed, nil
@@ -85,11 +95,11 @@ func (s *Store) evictLocked(limit int64) (freed int64, err error) {
 	return freed, nil
 }
 
-func (s *Store) oldestClean() (oldest *segment) {
+func (s *Store) oldestClean(keep func(*segment) bool) (oldest *segment) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, seg := range s.segments {
-		if seg.state == Clean && (oldest == nil || seg.lastUse.Load() < oldest.lastUse.Load()) {
+		if seg.state == Clean && (oldest == nil || seg.lastUse.Load() < oldest.lastUse.Load()) && !keep(seg) {
 			oldest = seg
 		}
 	}

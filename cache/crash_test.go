@@ -265,7 +265,7 @@ func TestFailedFlushIsSticky(t *testing.T) {
 	}
 	disk.OnCall(nil) // the disk answers again: too late
 	_, appendErr := appendRecord(s, []byte("x"), nil)
-	_, dropErr := s.DropClean()
+	_, dropErr := s.DropClean(nil, nil)
 	for name, err := range map[string]error{
 		"sync again": s.Sync(ctx, lost.seq), "append": appendErr, "drop": dropErr,
 		"rotate": s.Rotate(), "mark": s.MarkClean(1), "room": s.WaitRoom(ctx, 1),
@@ -658,7 +658,7 @@ func TestRandomHistories(t *testing.T) {
 				}
 			},
 			"drop": func(t *rapid.T) {
-				if _, err := s.DropClean(); err != nil {
+				if _, err := s.DropClean(nil, nil); err != nil {
 					t.Fatal(err)
 				}
 			},

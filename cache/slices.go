@@ -376,12 +376,12 @@ func (c *sliceCache) add(key sliceKey, at sliceAt) {
 	}
 }
 
-// oldest returns the least recently used slice file, nil if there is none.
-func (c *sliceCache) oldest() (oldest *sliceFile) {
+// oldest returns the least recently used slice file that is not to be kept, nil if there is none.
+func (c *sliceCache) oldest(keep func(*sliceFile) bool) (oldest *sliceFile) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, file := range c.files {
-		if oldest == nil || file.lastUse.Load() < oldest.lastUse.Load() {
+		if (oldest == nil || file.lastUse.Load() < oldest.lastUse.Load()) && !keep(file) {
 			oldest = file
 		}
 	}
@@ -408,12 +408,21 @@ func (s *Store) removeSliceFile(file *sliceFile) error {
 	return s.removeFile(s.slicesPath(file.id))
 }
 
-// dropMemory forgets the slices in memory and those that wait to be written.
-func (c *sliceCache) dropMemory() {
+// dropMemory forgets the slices in memory and those that wait to be written,
+// but for those of the stripes that are to be kept.
+func (c *sliceCache) dropMemory(keep map[[16]byte]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.memory.Purge()
-	c.round++
+	if len(keep) == 0 {
+		c.memory.Purge()
+		c.round++
+		return
+	}
+	for _, key := range c.memory.Keys() {
+		if !keep[key.stripe] {
+			c.memory.Remove(key)
+		}
+	}
 }
 
 func (c *sliceCache) memoryBytes() int64 {

@@ -73,7 +73,7 @@ func TestSlices(t *testing.T) {
 	s.WaitIndexed()
 	check("after reopening")
 	s.PutSlice(stripe(3), 3, all[3]) // known already: not written again
-	if freed, err := s.DropClean(); err != nil || freed < sum {
+	if freed, err := s.DropClean(nil, nil); err != nil || freed < sum {
 		t.Fatal(freed, err)
 	}
 	for i, want := range all {

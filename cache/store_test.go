@@ -188,7 +188,7 @@ func TestIDsAndSequencesSurviveTheLossOfAllSegments(t *testing.T) {
 	if err := s.MarkClean(1); err != nil {
 		t.Fatal(err)
 	}
-	if freed, err := s.DropClean(); err != nil || freed == 0 {
+	if freed, err := s.DropClean(nil, nil); err != nil || freed == 0 {
 		t.Fatal(freed, err)
 	}
 	if err := readBack(s, r); !errors.Is(err, cache.ErrEvicted) {
@@ -315,7 +315,7 @@ func TestEvictionUnderReaders(t *testing.T) {
 		if err := s.MarkClean(info.ID); err != nil {
 			t.Error(err)
 		}
-		if _, err := s.DropClean(); err != nil {
+		if _, err := s.DropClean(nil, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -547,7 +547,7 @@ func TestClosed(t *testing.T) {
 		t.Errorf("second close: %v", err)
 	}
 	_, appendErr := appendRecord(s, []byte("x"), nil)
-	_, dropErr := s.DropClean()
+	_, dropErr := s.DropClean(nil, nil)
 	for name, err := range map[string]error{
 		"append": appendErr, "drop": dropErr,
 		"read": readBack(s, r), "rotate": s.Rotate(), "mark": s.MarkClean(1),

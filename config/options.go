@@ -62,8 +62,8 @@ type Options struct {
 	CacheMax   Size `koanf:"cache-max" usage:"most bytes kept on this disk although the peers have them"`
 	MemoryMax  Size `koanf:"memory-max" usage:"memory at which the garbage collector works harder"`
 
-	SuspectAfter time.Duration `koanf:"suspect-after" usage:"silence after which a peer is read around"`
-	DeadAfter    time.Duration `koanf:"dead-after" usage:"silence after which a peer's shards are rebuilt"`
+	SuspectAfter time.Duration `koanf:"suspect-after" usage:"silence after which a peer is read around (default 30s)"`
+	DeadAfter    time.Duration `koanf:"dead-after" usage:"silence after which a peer's shards are made anew elsewhere (default 1h)"`
 	CopyAfter    time.Duration `koanf:"copy-after" usage:"silence after which a partner's shards are copied"`
 	DialTimeout  time.Duration `koanf:"dial-timeout" usage:"longest wait for a connection"`
 

@@ -110,7 +110,7 @@ type Peers struct {
 type Peer struct {
 	ID            string     `json:"id"`
 	Role          string     `json:"role"`  // node, device or recovery
-	State         string     `json:"state"` // alive, suspect, dead, or unknown before it was heard
+	State         string     `json:"state"` // alive, suspect, dead, or unknown before it was heard in this run
 	Host          string     `json:"host,omitempty"`
 	Subnet        string     `json:"subnet,omitempty"`
 	Zone          string     `json:"zone,omitempty"`
@@ -202,10 +202,15 @@ type Uploaded struct {
 	ID     string `json:"id"`
 }
 
-// Dropped says how much was removed from the cache.
+// Dropped says how much was removed from the cache, and what the pool could not
+// give back now and so was kept.
 type Dropped struct {
-	Schema int   `json:"schema"`
-	Bytes  int64 `json:"bytes"`
+	Schema      int   `json:"schema"`
+	Bytes       int64 `json:"bytes"`
+	KeptBytes   int64 `json:"kept_bytes"`
+	KeptStripes int   `json:"kept_stripes"` // with fewer shards at nodes that answer than are needed
+	Answering   int   `json:"answering"`    // of the nodes that were asked
+	Nodes       int   `json:"nodes"`
 }
 
 // Code says what kind of error a reply is.

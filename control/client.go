@@ -66,9 +66,14 @@ func (c *Client) Inspect(ctx context.Context, what url.Values) (out Inspection, 
 	return out, c.get(ctx, "inspect", what, &out)
 }
 
-// DropCache removes every clean local byte.
-func (c *Client) DropCache(ctx context.Context) (out Dropped, err error) {
-	return out, c.ask(ctx, http.MethodPost, "cache/drop", nil, nil, &out)
+// DropCache removes every clean local byte, but, without force, for those that
+// the pool cannot give back now.
+func (c *Client) DropCache(ctx context.Context, force bool) (out Dropped, err error) {
+	query := url.Values{}
+	if force {
+		query.Set("force", "1")
+	}
+	return out, c.ask(ctx, http.MethodPost, "cache/drop", query, nil, &out)
 }
 
 // Unmount ends the mount. The process that served it closes the volume after.

@@ -127,6 +127,7 @@ func codeOfCause(err error) Code {
 }
 
 func (s *Server) status(r *http.Request) (Status, error) {
+	s.client.Settle(r.Context())
 	st, err := s.client.Status(r.Context())
 	return s.render(st), err
 }
@@ -163,7 +164,7 @@ func renderPeers(addrs []string, members []p2p.Member, reputation func(placement
 	out := Peers{Schema: Schema, Addrs: addrs, Peers: []Peer{}}
 	for _, m := range members {
 		p := Peer{
-			ID: string(m.ID), State: m.State.String(), Host: m.Host, Subnet: m.Subnet, Zone: m.Zone, Addrs: m.Addrs,
+			ID: string(m.ID), State: m.Standing(), Host: m.Host, Subnet: m.Subnet, Zone: m.Zone, Addrs: m.Addrs,
 			Trust: 1, CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes, RTTMs: float64(m.RTT) / float64(time.Millisecond),
 		}
 		switch m.Role {
@@ -177,9 +178,7 @@ func renderPeers(addrs []string, members []p2p.Member, reputation func(placement
 		case p2p.RoleRecovery:
 			p.Role = "recovery"
 		}
-		if m.Seen.IsZero() {
-			p.State = "unknown"
-		} else {
+		if !m.Seen.IsZero() {
 			p.Seen = &m.Seen
 		}
 		out.Peers = append(out.Peers, p)
@@ -228,8 +227,9 @@ func (w *firstWrite) Write(p []byte) (int, error) {
 }
 
 func (s *Server) dropCache(r *http.Request) (Dropped, error) {
-	n, err := s.client.Volume().DropCache(r.Context())
-	return Dropped{Schema, n}, err
+	s.client.Settle(r.Context())
+	d, err := s.client.Volume().DropCache(r.Context(), r.URL.Query().Has("force"))
+	return Dropped{Schema, d.Bytes, d.KeptBytes, d.Stripes, d.Answering, d.Nodes}, err
 }
 
 func (s *Server) unmount(*http.Request) (Status, error) {
@@ -269,6 +269,7 @@ func (s *Server) wait(w http.ResponseWriter, r *http.Request) {
 // inspect takes ino, path (from the volume's root), or stripe and shard.
 func (s *Server) inspect(r *http.Request) (Inspection, error) {
 	ctx, q, v := r.Context(), r.URL.Query(), s.client.Volume()
+	s.client.Settle(ctx)
 	if text := q.Get("stripe"); text != "" {
 		stripe, err := s.stripe(ctx, text)
 		if err != nil {

@@ -235,7 +235,7 @@ func (c *crasher) crashUnder(loads []load, stepsMin int64) (powerLost bool) {
 		})
 	case 2:
 		again(func(ctx context.Context, client *control.Client) error {
-			_, err := client.DropCache(ctx)
+			_, err := client.DropCache(ctx, false)
 			return err
 		})
 	case 3:

@@ -265,7 +265,7 @@ func (l *lab) dropLocal() error {
 		l.waitDurable(time.Minute)
 		var d control.Dropped
 		if err := l.control(30*time.Second, func(ctx context.Context, client *control.Client) (err error) {
-			d, err = client.DropCache(ctx)
+			d, err = client.DropCache(ctx, false)
 			return err
 		}); err != nil {
 			l.t.Fatal(err)

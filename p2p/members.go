@@ -156,7 +156,7 @@ func (t *memberTable) view(m *member, now time.Time) Member {
 		ID: m.id, Role: Role(w.Certificate.Role),
 		Host: w.Host, Subnet: subnetOf(m.said.addrs), Zone: w.Zone, Addrs: w.Addrs,
 		CapacityBytes: w.CapacityBytes, UsedBytes: w.UsedBytes,
-		State: t.state(m, now), Seen: m.seen, RTT: m.rtt, Certificate: w.Certificate,
+		State: t.state(m, now), Seen: m.seen, Heard: m.heard, RTT: m.rtt, Certificate: w.Certificate,
 	}
 }
 

@@ -81,10 +81,23 @@ type Member struct {
 	CapacityBytes uint64
 	UsedBytes     uint64
 	State         State
-	Seen          time.Time     // when it last answered or asked; zero for never
+	Seen          time.Time     // when it last answered or asked, in an earlier run too; zero for never
+	Heard         bool          // in this run: without it State Alive says only that it has not been silent for long
 	RTT           time.Duration // smoothed, RFC 6298; 0 for not yet measured
 	Certificate   *wire.Certificate
 }
+
+// Standing is State in words, and "unknown" while nothing is known of the member but
+// what an earlier run has seen.
+func (m Member) Standing() string {
+	if !m.Heard && (m.State == Alive || m.Seen.IsZero()) {
+		return "unknown"
+	}
+	return m.State.String()
+}
+
+// Answers says that the member has been heard in this run and is not silent.
+func (m Member) Answers() bool { return m.Heard && m.State == Alive }
 
 // Peer is the sender of a request.
 type Peer struct {

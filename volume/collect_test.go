@@ -119,7 +119,7 @@ func TestMend(t *testing.T) {
 	// Two more may die now.
 	kill(1)
 	kill(2)
-	if _, err := v.DropCache(t.Context()); err != nil {
+	if _, err := v.DropCache(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, v.Volume, "file", data)
@@ -154,7 +154,7 @@ func TestLaterDeviceKeepsItsContent(t *testing.T) {
 			}
 		}
 	}
-	if _, err := second.DropCache(t.Context()); err != nil {
+	if _, err := second.DropCache(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, second.Volume, "file", data)

@@ -290,7 +290,7 @@ func TestMetastoreIsMadeAnewFromTheHead(t *testing.T) {
 			put("gone", 10_000)
 			wait(t, v.Volume)
 			v.reopen(t, pool)
-			if _, err := v.DropCache(t.Context()); err != nil {
+			if _, err := v.DropCache(t.Context(), false); err != nil {
 				t.Fatal(err)
 			}
 			put("third", 70_000)

@@ -59,7 +59,7 @@ func newDamageBase(t *testing.T, unplaced bool) *damageBase {
 	put("removed", 3000)
 	wait(t, v.Volume)
 	reopen()
-	if _, err := v.DropCache(ctx); err != nil {
+	if _, err := v.DropCache(ctx, false); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, v.Volume, "first", b.files["first"]) // into the cached blocks

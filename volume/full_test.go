@@ -36,7 +36,7 @@ func TestSmallNodeFillsUp(t *testing.T) {
 	if s, err := v.Status(t.Context()); err != nil || s.Degraded != 0 || s.SurvivesNodes < 2 {
 		t.Errorf("status %+v, %v", s, err)
 	}
-	if _, err := v.DropCache(t.Context()); err != nil {
+	if _, err := v.DropCache(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, v.Volume, "file", data)

@@ -181,7 +181,7 @@ func TestRoundTrip(t *testing.T) {
 			if s.Journaled != 0 || s.Queued != 0 || s.Recoverable != 0 || s.Durable == 0 || s.Lost != 0 || s.SurvivesNodes < 2 {
 				t.Fatalf("status %+v", s)
 			}
-			if _, err := v.DropCache(t.Context()); err != nil {
+			if _, err := v.DropCache(t.Context(), false); err != nil {
 				t.Fatal(err)
 			}
 			if st := v.store.Stats(); st.CleanBytes != 0 {
@@ -253,7 +253,7 @@ func TestReadsThroughFailures(t *testing.T) {
 		for a := range 6 {
 			b := (a + 1) % 6
 			t.Run(fmt.Sprintf("%s %d and %d", name, a, b), func(t *testing.T) {
-				if _, err := v.DropCache(t.Context()); err != nil {
+				if _, err := v.DropCache(t.Context(), false); err != nil {
 					t.Fatal(err)
 				}
 				for _, i := range []int{a, b} {
@@ -267,7 +267,7 @@ func TestReadsThroughFailures(t *testing.T) {
 		}
 	}
 	t.Run("four killed", func(t *testing.T) {
-		if _, err := v.DropCache(t.Context()); err != nil {
+		if _, err := v.DropCache(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
 		for i := range 4 {
@@ -299,7 +299,7 @@ func TestLostHints(t *testing.T) {
 	data := random(2 << 20)
 	v.put(t, "file", data)
 	wait(t, v.Volume)
-	if _, err := v.DropCache(t.Context()); err != nil {
+	if _, err := v.DropCache(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := v.commit(func(x *tx) error {
@@ -366,7 +366,7 @@ func TestCutUnderLoad(t *testing.T) {
 	<-done
 	wait(t, v.Volume)
 	wantContent(t, v.Volume, "counter", model)
-	if _, err := v.DropCache(t.Context()); err != nil {
+	if _, err := v.DropCache(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, v.Volume, "counter", model)

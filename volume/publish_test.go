@@ -161,7 +161,7 @@ func TestCrashWhilePublishing(t *testing.T) {
 			if len(sequences) != len(pool.ids) || len(hashes) != 1 {
 				t.Fatalf("heads %v, %d different ones", sequences, len(hashes))
 			}
-			if _, err := v.DropCache(ctx); err != nil {
+			if _, err := v.DropCache(ctx, false); err != nil {
 				t.Fatal(err)
 			}
 			wantContent(t, v.Volume, "first", first)
@@ -320,7 +320,7 @@ func TestNodeDiesBetweenPlaceAndPublish(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.DropCache(ctx); err != nil {
+	if _, err := v.DropCache(ctx, false); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, v.Volume, "file", data)
@@ -339,7 +339,7 @@ func TestFileOfTinyWrites(t *testing.T) {
 		}
 	}
 	wait(t, v.Volume)
-	if _, err := v.DropCache(ctx); err != nil {
+	if _, err := v.DropCache(ctx, false); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, v.Volume, "log", make([]byte, lines*len(line)))

@@ -132,7 +132,7 @@ func (v *Volume) measureStripes(s *Status, published bool, headAcks int) (incomp
 			continue
 		}
 		state[m.ID] = m
-		if m.State == p2p.Alive {
+		if m.Answers() {
 			s.Nodes++
 			hosts[m.Host] = true
 		}
@@ -200,7 +200,7 @@ func mayReturn(members map[placement.NodeID]p2p.Member, id placement.NodeID) boo
 
 func isAlive(members map[placement.NodeID]p2p.Member, id placement.NodeID) bool {
 	m, ok := members[id]
-	return ok && m.State == p2p.Alive
+	return ok && m.Answers()
 }
 
 // lostError says that so many bytes are neither readable on this disk nor with
@@ -269,24 +269,6 @@ func (p *publisher) await(ctx context.Context, progress func(Status), done func(
 			return errors.New("the volume is closing")
 		}
 	}
-}
-
-// DropCache removes every clean local byte: placed segments and fetched
-// blocks. What is not published yet stays. It returns the bytes removed.
-func (v *Volume) DropCache(ctx context.Context) (int64, error) {
-	if err := v.store.Rotate(); err != nil {
-		return 0, wrap("drop cache", 0, err)
-	}
-	if v.network != nil {
-		if err := v.db.Flush(ctx); err != nil {
-			return 0, wrap("drop cache", 0, err)
-		}
-		if err := v.network.publisher.release(ctx, v.network.publisher.published()); err != nil {
-			return 0, wrap("drop cache", 0, err)
-		}
-	}
-	n, err := v.store.DropClean()
-	return n, wrap("drop cache", 0, err)
 }
 
 // FileState returns the lowest state of a file's live bytes: the value of
@@ -415,7 +397,7 @@ func (v *Volume) InspectStripe(ctx context.Context, id [16]byte) (StripeView, er
 		if !ok {
 			return "unknown"
 		}
-		return m.State.String()
+		return m.Standing()
 	}
 	var pairs []placement.Pair
 	for i, h := range info.Holders {

@@ -184,6 +184,7 @@ func (a *Node) Members() []p2p.Member {
 			continue
 		}
 		m := node.member
+		m.Heard = true
 		f := a.net.faults[id]
 		switch {
 		case f.dead:

@@ -99,23 +99,37 @@ func (a *app) cacheCommand() *cobra.Command {
 		Args:  args(0, 0),
 		RunE:  func(*cobra.Command, []string) error { return usage("say what to do with them: cache drop") },
 	}
+	var force bool
 	drop := &cobra.Command{
 		Use:   "drop",
-		Short: "Remove every clean local byte",
-		Args:  args(0, 0),
+		Short: "Remove the local bytes that the peers can give back",
+		Long: `Remove the local bytes that the peers can give back. The nodes are asked first: what
+too few of those that answer hold stays on this disk, and the command ends with 3.
+--force removes that as well: it cannot be read until enough nodes answer again.`,
+		Args: args(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			s, err := a.connect(cmd)
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, s.close()) }()
-			dropped, err := s.DropCache(cmd.Context())
+			dropped, err := s.DropCache(cmd.Context(), force)
 			if err != nil {
 				return err
 			}
-			return a.print(dropped, func(w io.Writer) { fmt.Fprintf(w, "%s removed\n", size(dropped.Bytes)) })
+			if err := a.print(dropped, func(w io.Writer) {
+				fmt.Fprintf(w, "%s removed\n", size(dropped.Bytes))
+				if dropped.KeptBytes > 0 {
+					fmt.Fprintf(w, "%s kept: too few nodes answer to give %s back (%d of %d); --force removes them too\n",
+						size(dropped.KeptBytes), plural(dropped.KeptStripes, "stripe"), dropped.Answering, dropped.Nodes)
+				}
+			}); err != nil || dropped.KeptBytes == 0 {
+				return err
+			}
+			return silentError(exitPartial)
 		},
 	}
+	drop.Flags().BoolVar(&force, "force", false, "also what the peers cannot give back now")
 	config.AddFlags(drop.Flags(), openFlags...)
 	cmd.AddCommand(drop)
 	return cmd
