@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -107,9 +108,15 @@ func Init(o InitOptions) (words string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("init: %w", err)
 	}
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+	undo, err := makeDir(o.Dir)
+	if err != nil {
 		return "", fmt.Errorf("init: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
 	if err := errors.Join(enter(o.Dir, ticket, recovery.Peer()), addPeers(o.Dir, ticket.Addrs)); err != nil {
 		return "", fmt.Errorf("init: %w", err)
 	}
@@ -118,6 +125,15 @@ func Init(o InitOptions) (words string, err error) {
 		return "", fmt.Errorf("init: %w", err)
 	}
 	return words, nil
+}
+
+// makeDir makes a directory. What it returns removes it with all that is in it,
+// or nothing where it was there before.
+func makeDir(dir string) (undo func() error, err error) {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return func() error { return nil }, err
+	}
+	return func() error { return os.RemoveAll(dir) }, os.MkdirAll(dir, 0o700)
 }
 
 func orAuto(policy string) string {
@@ -490,8 +506,9 @@ type RecoverOptions struct {
 
 // Recover brings a volume back on a machine that has only the words and the
 // addresses of some nodes. The tree is there when it returns; content is
-// fetched as it is read.
-func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
+// fetched as it is read. A directory that Recover has made is gone again when it
+// fails.
+func Recover(ctx context.Context, o RecoverOptions) (_ *volume.Recovered, err error) {
 	root, err := seal.RootFromWords(o.Words)
 	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
@@ -503,9 +520,15 @@ func Recover(ctx context.Context, o RecoverOptions) (*volume.Recovered, error) {
 	if _, err := volume.LoadDevice(o.Dir); err == nil {
 		return nil, fmt.Errorf("recover into %s: %w", o.Dir, ErrVolumeExists)
 	}
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+	undo, err := makeDir(o.Dir)
+	if err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
 	certificate, err := p2p.FetchCertificate(ctx, recovery.Peer(), o.Peers)
 	if err != nil {
 		if errors.Is(err, p2p.ErrNotAdmitted) {

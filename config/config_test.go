@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/adrg/xdg"
 	"github.com/spf13/pflag"
 )
 
@@ -106,6 +108,31 @@ func TestParseMountOptionsSuggests(t *testing.T) {
 	}
 	if strings.Contains(err.Error(), `"ro"`) || strings.Contains(err.Error(), "zzzzzzzz\" (did") {
 		t.Errorf("wrong complaint: %v", err)
+	}
+}
+
+func TestVolumeDirTakesTheOnlyVolume(t *testing.T) {
+	home := xdg.DataHome
+	t.Cleanup(func() { xdg.DataHome = home })
+	xdg.DataHome = t.TempDir()
+	volume := func(name string) string { return filepath.Join(VolumesDir(), name) }
+	var o Options
+	if _, err := o.VolumeDir(); !errors.Is(err, ErrNoVolume) {
+		t.Errorf("without any: %v", err)
+	}
+	for _, name := range []string{"cut-short", "home"} {
+		if err := os.MkdirAll(volume(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := o.VolumeDir(); !errors.Is(err, ErrNoVolume) {
+		t.Errorf("of directories alone: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(volume("home"), deviceFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if dir, err := o.VolumeDir(); err != nil || dir != volume("home") {
+		t.Errorf("%q, %v", dir, err)
 	}
 }
 

@@ -20,6 +20,9 @@ var (
 // fileName is the configuration file of a program's user, and of a directory.
 const fileName = "config.toml"
 
+// deviceFile is written last when a volume is made: without it there is none.
+const deviceFile = "device.json"
+
 // Files lists the configuration files: the user's, and that of the volume or
 // node in dir, unless dir is empty.
 func Files(dir string) []string {
@@ -48,18 +51,21 @@ func (o *Options) VolumeDir() (string, error) {
 		return filepath.Join(VolumesDir(), o.Volume), nil
 	}
 	entries, err := os.ReadDir(VolumesDir())
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
-		return "", ErrNoVolume
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	if len(entries) > 1 {
-		var names []string
-		for _, e := range entries {
+	var names []string
+	for _, e := range entries {
+		// What an init or a recovery that was cut short has left is no volume.
+		if _, err := os.Stat(filepath.Join(VolumesDir(), e.Name(), deviceFile)); err == nil {
 			names = append(names, e.Name())
 		}
-		return "", fmt.Errorf("%w; there are %s", ErrManyVolume, strings.Join(names, ", "))
 	}
-	return filepath.Join(VolumesDir(), entries[0].Name()), nil
+	switch len(names) {
+	case 0:
+		return "", ErrNoVolume
+	case 1:
+		return filepath.Join(VolumesDir(), names[0]), nil
+	}
+	return "", fmt.Errorf("%w; there are %s", ErrManyVolume, strings.Join(names, ", "))
 }
