@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/defs-fs/defs/node"
@@ -53,6 +55,8 @@ type Node struct {
 	node   *node.Node
 	cancel context.CancelFunc
 	done   chan error
+
+	drained atomic.Bool // for good: it takes no shards until it is opened again
 }
 
 // ErrNotJoined: the directory belongs to no pool yet and no ticket was given.
@@ -79,6 +83,9 @@ func OpenNode(ctx context.Context, o NodeOptions) (_ *Node, err error) {
 		}
 	}()
 	n.store, err = shardstore.Open(shardstore.Options{Dir: filepath.Join(o.Dir, shardsDir), CapacityBytes: o.CapacityBytes, DiskShare: uint64(o.DiskShare), Logger: o.Logger})
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, fmt.Errorf("another process runs the node in %s", o.Dir)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -174,9 +181,17 @@ func (n *Node) Status() node.Status { return n.node.Status() }
 
 // Drain gives every shard to other nodes and takes no more. It returns nil when
 // the pool needs nothing from this node any more; it serves until Close all the
-// same. If it fails or ctx ends, the node goes on as before.
+// same. If it fails or ctx ends, the node goes on as before. Of a node that has
+// been drained there is nothing left to move.
 func (n *Node) Drain(ctx context.Context, progress func(node.Drained)) error {
-	return n.node.Drain(ctx, progress)
+	if n.drained.Load() {
+		return nil
+	}
+	err := n.node.Drain(ctx, progress)
+	if err == nil {
+		n.drained.Store(true)
+	}
+	return err
 }
 
 // Close stops serving and closes the store. What was answered is on disk.

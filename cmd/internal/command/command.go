@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/mattn/go-isatty"
@@ -105,7 +106,15 @@ func (a *app) run(root *cobra.Command, args []string) int {
 		}
 		return pflag.NormalizedName(name)
 	})
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var unknown *pflag.NotExistError
+		if !errors.As(err, &unknown) || unknown.GetSpecifiedShortnames() != "" {
+			return usage("%w", err)
+		}
+		var known []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { known = append(known, "--"+f.Name) })
+		return usage("%w%s", err, config.Suggest("--"+unknown.GetSpecifiedName(), known))
+	})
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ran, err := root.ExecuteContextC(ctx)
@@ -136,7 +145,16 @@ func (a *app) run(root *cobra.Command, args []string) int {
 func args(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < least || len(args) > most {
-			return usage("%s given; it is used as: %s", plural(len(args), "argument"), cmd.UseLine())
+			line := cmd.UseLine()
+			if cmd.HasAvailableSubCommands() {
+				line += ", or " + cmd.CommandPath() + " with one of: "
+				var names []string
+				for _, c := range cmd.Commands() {
+					names = append(names, c.Name())
+				}
+				line += strings.Join(names, ", ")
+			}
+			return usage("%s given; it is used as: %s", plural(len(args), "argument"), line)
 		}
 		return nil
 	}

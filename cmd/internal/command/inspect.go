@@ -28,7 +28,10 @@ func (a *app) inspectCommand() *cobra.Command {
 		Short: "Show where bytes are: extents, slices, stripes, shards, holders, health",
 		Long: `Show where bytes are. PATH is a file in a mount, or, where there is none, a path
 from the volume's root that begins with a slash. STRIPE is an id of 32 hexadecimal
-digits, SHARD is STRIPE/NUMBER.`,
+digits, SHARD is STRIPE/NUMBER.
+
+A stripe is K+M shards, as the policy says, or fewer: little data takes a smaller
+K, and so does a pool with fewer nodes than the policy wants, later a smaller M.`,
 		Args: args(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			what := url.Values{}
@@ -112,8 +115,8 @@ func writeStripe(w io.Writer, s control.Stripe) {
 	if s.Mirrored {
 		kind += ", mirrored"
 	}
-	fmt.Fprintf(w, "stripe %s: %s, %d+%d shards of %s, %s used, %s live, epoch %d, keepers %s, %s, survives %d nodes\n",
-		s.ID, kind, s.K, s.M, size(s.ShardBytes), size(s.UsedBytes), size(s.LiveBytes), s.Epoch, s.Keepers, s.Health, s.SurvivesLosses)
+	fmt.Fprintf(w, "stripe %s: %s, %d+%d shards of %s, %s used, %s live, epoch %d, keepers %s, %s, survives the loss of %s\n",
+		s.ID, kind, s.K, s.M, size(s.ShardBytes), size(s.UsedBytes), size(s.LiveBytes), s.Epoch, s.Keepers, s.Health, plural(s.SurvivesLosses, "node"))
 	for _, sh := range s.Shards {
 		writeShard(w, sh)
 	}

@@ -118,7 +118,7 @@ func (a *app) mounting(cmd *cobra.Command, name, mountpoint, optionList string) 
 		return m, &exitError{exitMountpoint, err}
 	}
 	if at := mountedAt(cmd.Context(), m.dir); at != "" {
-		return m, fmt.Errorf("%s is mounted at %s already: unmount it first", m.source, at)
+		return m, &exitError{exitMountpoint, fmt.Errorf("%s is mounted at %s already: unmount it first", m.source, at)}
 	}
 	return m, nil
 }

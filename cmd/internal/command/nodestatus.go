@@ -66,6 +66,10 @@ stays where it is.`,
 				return err
 			}
 			return a.print(last, func(out io.Writer) {
+				if last.Moved == 0 {
+					fmt.Fprintf(out, "The node in %s is empty already. It can be stopped.\n", dir)
+					return
+				}
 				fmt.Fprintf(out, "The node in %s is empty: %s (%s) moved to other nodes. It can be stopped.\n", dir, plural(int(last.Moved), "shard"), size(last.MovedBytes))
 			})
 		},
@@ -94,7 +98,7 @@ func printNode(out io.Writer, n control.Node) {
 	defer w.Flush()
 	row := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
 	row("node", "%s", n.ID)
-	row("stored", "%d shards, %s of %s", n.Shards, size(n.UsedBytes), size(n.CapacityBytes))
+	row("stored", "%s; %s of %s are in use, with what is deleted and not yet cleared away", plural(int(n.Shards), "shard"), size(n.UsedBytes), size(n.CapacityBytes))
 	row("background", "%s moved, at most %s per second", size(uint64(n.BackgroundBytes)), size(uint64(n.BackgroundBytesPerSecond)))
 	row("scrub", "%d shards (%s) read again, each once in %v; %d damaged, %d of them healed",
 		n.Scrub.Shards, size(uint64(n.Scrub.Bytes)), time.Duration(n.Scrub.EverySeconds*float64(time.Second)), n.Scrub.Damaged, n.Scrub.Healed)

@@ -22,6 +22,11 @@ func (a *app) peersCommand() *cobra.Command {
 		Short: "List the pool as this device, or the node in --data, sees it",
 		Long: `List the pool as this device, or the node in --data, sees it.
 
+ROLE is node (stores shards), device (has a volume open), or recovery: the member
+as which the 24 words get in. Nobody runs that one until a volume is recovered.
+STATE is what this process knows from hearing the peer itself; unknown is one that
+it has not heard since it was started.
+
 TRUST is what this process itself has seen of a node: of what it was asked for or
 challenged to prove, a lie leaves 0.6 of it, a loss 0.8, an answer that did not
 come 0.85. Half of that is forgotten in a week. Below 0.5 a node is contained: it

@@ -52,7 +52,7 @@ others are listed, and the command ends with code 3; they stay with the peers.`,
 				return fmt.Errorf("there is no address in %s", strings.Join(o.Peers, ", "))
 			}
 			if len(addrs) == 0 {
-				return usage("give the address of at least one node of the pool: --peer /ip4/192.0.2.1/tcp/4001/p2p/ID, or --peer @FILE")
+				return usage("give the address of at least one node of the pool: --peers /ip4/192.0.2.1/tcp/4001/p2p/ID, or --peers @FILE")
 			}
 			dir, err := o.VolumeDir()
 			if err != nil {

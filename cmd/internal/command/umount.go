@@ -67,7 +67,9 @@ func (a *app) umount(ctx context.Context, path string, durable bool) error {
 			return fmt.Errorf("still mounted: %w", err)
 		}
 	}
-	if err := client.Unmount(ctx); err != nil {
+	if err := client.Unmount(ctx); control.CodeOf(err) == control.CodeBusy {
+		return &exitError{exitMountpoint, err}
+	} else if err != nil {
 		return err
 	}
 	closed, cancel := context.WithTimeout(ctx, closeTimeout)
@@ -128,6 +130,9 @@ func unmountPath(path string) error {
 	err := unix.Unmount(path, 0)
 	if errors.Is(err, unix.EPERM) {
 		return fusermount("-u", path)
+	}
+	if errors.Is(err, unix.EBUSY) {
+		return &exitError{exitMountpoint, fmt.Errorf("unmount %s: programs have files or working directories in it", path)}
 	}
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", path, err)
