@@ -60,8 +60,11 @@ type Recovered struct {
 	Head     HeadRef    // that was taken
 	Left     []LeftHead // of other devices, newest first
 	Warnings []string   // in sentences
-	Entries  int        // log entries applied
-	Segments int        // stripes of checkpoint and log read
+	// Running are the pool's devices that run, or did until a moment ago. Each
+	// may have this volume mounted, or another one of the same pool.
+	Running  []placement.NodeID
+	Entries  int // log entries applied
+	Segments int // stripes of checkpoint and log read
 }
 
 // Recover brings a volume back from its root secret alone: it finds the heads
@@ -112,6 +115,11 @@ func Recover(ctx context.Context, dir string, root seal.Root, transport p2p.Tran
 		return nil, err
 	}
 	out.Entries, err = v.rebuild(ctx, dev, body, transport)
+	for _, m := range transport.Members() {
+		if m.Role == p2p.RoleDevice && m.State == p2p.Alive {
+			out.Running = append(out.Running, m.ID)
+		}
+	}
 	if err = errors.Join(err, v.Close(ctx)); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
 	}

@@ -31,7 +31,11 @@ standard input; never from the command line, which others can read.
 
 Where several devices have written to the volume, each on its own, their states
 are not merged. The newest is taken, or that of the device named with --head. The
-others are listed, and the command ends with code 3; they stay with the peers.`,
+others are listed, and the command ends with code 3; they stay with the peers.
+
+A device that still has the volume mounted goes on apart: what it writes later is
+not in what is brought back. Devices of the pool that seem to be running are
+listed.`,
 		Args: args(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := config.Load(config.Sources{Files: config.Files(""), Environ: a.Environ, Flags: cmd.Flags()})
@@ -74,6 +78,10 @@ others are listed, and the command ends with code 3; they stay with the peers.`,
 			if err != nil {
 				return err
 			}
+			running := make([]string, len(report.Running))
+			for i, id := range report.Running {
+				running[i] = string(id)
+			}
 			if err := a.print(struct {
 				Schema   int               `json:"schema"`
 				Volume   string            `json:"volume"`
@@ -84,9 +92,10 @@ others are listed, and the command ends with code 3; they stay with the peers.`,
 				Head     volume.HeadRef    `json:"head"`   // that was taken
 				Left     []volume.LeftHead `json:"left"`
 				Warnings []string          `json:"warnings"`
+				Running  []string          `json:"running"` // devices of the pool
 			}{
 				control.Schema, report.Device.Name, dir, report.Head.Time, report.Entries, report.Device.Slot,
-				report.Head, append([]volume.LeftHead{}, report.Left...), append([]string{}, report.Warnings...),
+				report.Head, append([]volume.LeftHead{}, report.Left...), append([]string{}, report.Warnings...), running,
 			}, func(w io.Writer) { printRecovered(w, dir, report) }); err != nil {
 				return err
 			}
@@ -122,6 +131,10 @@ func printRecovered(w io.Writer, dir string, r *volume.Recovered) {
 		if l.Problem == "" {
 			fmt.Fprintf(w, "To have the state of device %d beside this one: defs recover --head %d into another directory.\n", l.Device, l.Device)
 		}
+	}
+	for _, id := range r.Running {
+		fmt.Fprintf(w, "Warning: device %s of this pool is running, or was until a moment ago. If it has volume %s mounted, unmount it there for good: what each of the two writes from here on stays apart.\n",
+			id, r.Device.Name)
 	}
 	for _, text := range r.Warnings {
 		fmt.Fprintf(w, "Warning: %s.\n", text)
