@@ -259,14 +259,15 @@ func (p Policy) full(liveNodes int) (g Geometry, mirrored bool, err error) {
 	if p.Mirror == MirrorOn {
 		copies = 2
 	}
-	room := liveNodes / copies
+	room, wanted := liveNodes/copies, copies*(k+m)
 	k = max(min(k, room-m), min(k, kMinThreshold))
 	m = max(min(m, room-k), 1)
 	if p.Mode != ModeAuto {
 		k = max(min(k, room-m), 1)
 	}
 	if k+m > room {
-		return Geometry{}, false, fmt.Errorf("%w: policy %s needs at least %d, %d live", ErrTooFewNodes, p, copies*(k+m), liveNodes)
+		p.ShardBytes = DefaultShardBytes // no matter of nodes: not named
+		return Geometry{}, false, fmt.Errorf("%w: %d live, policy %s wants %d and can do with %d", ErrTooFewNodes, liveNodes, p, wanted, copies*(k+m))
 	}
 	return Geometry{K: k, M: m, ShardBytes: p.ShardBytes}, mirrored, nil
 }

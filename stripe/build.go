@@ -62,7 +62,7 @@ func (s *Store) NewBuilder(policy erasure.Policy, purpose metastore.Purpose) (*B
 		}
 	}
 	if best == nil {
-		return nil, fmt.Errorf("%w: %w", ErrTooFewNodes, failed)
+		return nil, fmt.Errorf("%w: %w: start more nodes, or give those that are full more room", ErrTooFewNodes, failed)
 	}
 	return best, nil
 }
