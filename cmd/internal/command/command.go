@@ -27,6 +27,7 @@ import (
 
 	"github.com/defs-fs/defs/config"
 	"github.com/defs-fs/defs/control"
+	"github.com/defs-fs/defs/p2p"
 )
 
 // Streams are what a command reads and writes.
@@ -207,8 +208,11 @@ func logger(o config.Options, w io.Writer) *slog.Logger {
 }
 
 // quietLogger is for commands that a person waits for: only what needs attention.
+// What libp2p logs of its own accord does not, such as that a listener is closed
+// when the command ends.
 func quietLogger(cmd *cobra.Command, o config.Options, w io.Writer) *slog.Logger {
 	if f := cmd.Flag("log-level"); f == nil || !f.Changed {
+		p2p.SilenceLibrary()
 		o.LogLevel = "error"
 	}
 	return logger(o, w)
