@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -77,4 +78,45 @@ func TestDrainAndScrub(t *testing.T) {
 	if !strings.Contains(peers, "TRUST") || strings.Count(peers, "\n") < nodes {
 		t.Errorf("peers of a node: %s", peers)
 	}
+}
+
+// The owner's device learns where a drained node has put its shards, counts on
+// it for nothing more, and so does a machine that has been recovered since.
+func TestOwnerLearnsOfADrain(t *testing.T) {
+	const nodes = 8
+	c := newCluster(t, "4+2", nodes)
+	c.mountNow()
+	c.waitNodes(nodes)
+	(&coldFiles{c: c, count: 12, bytes: 1 << 20}).make()
+	c.waitDurable(60 * time.Second)
+
+	drain := func(leaving *node) {
+		before := leaving.status(t)
+		if before.Shards == 0 {
+			t.Fatal("the node to drain holds nothing")
+		}
+		run(t, 60*time.Second, program("defs"), "node", "drain", "--data", leaving.dir)
+		leaving.kill()
+	}
+	whole := func(left int) {
+		t.Helper()
+		var last control.Status
+		took := eventually(t, 60*time.Second, "all stripes are whole again", func() bool {
+			last = c.status()
+			return last.Pool.Nodes == left && last.Health.Degraded+last.Health.Unreachable+last.Health.Lost == 0 && last.Bytes.Recoverable == 0
+		})
+		t.Logf("whole after %v: %+v", took.Round(time.Millisecond), last.Health)
+	}
+	drain(c.nodes[nodes-1])
+	whole(nodes - 1)
+	// What is new finds all its keepers among those that are left.
+	c.write(filepath.Join(c.mnt, "small"), "abc")
+	t.Logf("durable after %v", c.waitDurable(60*time.Second).Round(time.Millisecond))
+
+	// Nobody is there to learn of the next one.
+	c.unmount()
+	drain(c.nodes[nodes-2])
+	c.mountNow()
+	whole(nodes - 2)
+	c.waitDurable(60 * time.Second)
 }

@@ -195,11 +195,12 @@ func (n *Node) checkMove(ctx context.Context, from placement.NodeID, r *wire.Ind
 	return move, nil
 }
 
-// poolNodes are the nodes that may be keepers, this one among them.
+// poolNodes are the nodes that may be keepers, this one among them, and those
+// not that are leaving: what is handed to them is lost.
 func (n *Node) poolNodes() []placement.NodeID {
 	ids := []placement.NodeID{n.transport.Self()}
 	for _, m := range n.transport.Members() {
-		if m.Role == p2p.RoleNode && m.State != p2p.Dead {
+		if m.Role == p2p.RoleNode && m.State != p2p.Dead && !m.Leaving() {
 			ids = append(ids, m.ID)
 		}
 	}

@@ -68,6 +68,11 @@ func TestDrain(t *testing.T) {
 			for _, s := range all {
 				p.wholeWithout(s, mirrored, leaving.id)
 			}
+			for id, n := range p.nodes {
+				if id != leaving.id && slices.Contains(n.node.poolNodes(), leaving.id) {
+					t.Errorf("%s takes it for a keeper", id)
+				}
+			}
 			s := newStripe(t, 1, 1, 16<<10)
 			if _, _, err := p.call(leaving.id, &wire.Request{Op: &wire.Request_PutShard{PutShard: s.put(0)}}, s.bodies[0]); p2p.StatusOf(err) != wire.Status_STATUS_FULL {
 				t.Errorf("it takes another shard: %v", err)

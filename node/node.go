@@ -167,7 +167,7 @@ func every(ctx context.Context, interval time.Duration, f func()) {
 func (n *Node) announceUsage() {
 	u := n.store.Usage()
 	if n.draining.Load() {
-		u.CapacityBytes = max(u.UsedBytes, 1) // nobody chooses a full node
+		u.CapacityBytes, u.UsedBytes = p2p.LeavingCapacityBytes, max(u.UsedBytes, p2p.LeavingCapacityBytes) // nobody chooses a full node
 	}
 	n.transport.SetUsage(u.CapacityBytes, u.UsedBytes)
 }

@@ -201,11 +201,15 @@ func (h *Host) WaitMembers(ctx context.Context, count int) error {
 func (h *Host) Handle(handler Handler) { h.handler.Store(&handler) }
 
 // SetUsage changes what the host announces about its store. Members hear of it
-// with the next heartbeat.
+// with the next heartbeat; that it is leaving, or no longer, is gossiped now.
 func (h *Host) SetUsage(capacityBytes, usedBytes uint64) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
+	turned := (h.capacity == LeavingCapacityBytes) != (capacityBytes == LeavingCapacityBytes)
 	h.capacity, h.used = capacityBytes, usedBytes
+	h.mu.Unlock()
+	if turned {
+		h.lookAgain()
+	}
 }
 
 // self is the newest announcement.
@@ -216,7 +220,7 @@ func (h *Host) self() *wire.Member {
 }
 
 // announce makes a new announcement if anything in it has changed, and gossips
-// it if this host has moved.
+// it if this host has moved, is leaving, or is no longer.
 func (h *Host) announce() error {
 	var addrs []string
 	for _, a := range h.net.Addrs() {
@@ -241,7 +245,8 @@ func (h *Host) announce() error {
 	h.mu.Lock()
 	h.said = next
 	h.mu.Unlock()
-	if last != nil && slices.Equal(last.Addrs, next.Addrs) {
+	turned := (last.GetCapacityBytes() == LeavingCapacityBytes) != (next.CapacityBytes == LeavingCapacityBytes)
+	if last != nil && slices.Equal(last.Addrs, next.Addrs) && !turned {
 		return nil // how full a store is can wait for the heartbeats
 	}
 	return h.gossip.publish(h.ctx, topicMembers, next)

@@ -99,6 +99,14 @@ func (m Member) Standing() string {
 // Answers says that the member has been heard in this run and is not silent.
 func (m Member) Answers() bool { return m.Heard && m.State == Alive }
 
+// LeavingCapacityBytes is the capacity that a node announces while it is being
+// drained and when it is empty after that, until it is started again.
+const LeavingCapacityBytes = 1
+
+// Leaving says that a node is drained: it takes no shards, and nothing new is
+// to rely on it, neither as a keeper nor as a holder of heads.
+func (m Member) Leaving() bool { return m.Role == RoleNode && m.CapacityBytes == LeavingCapacityBytes }
+
 // Peer is the sender of a request.
 type Peer struct {
 	Member Member

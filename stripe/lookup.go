@@ -1,9 +1,11 @@
 package stripe
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +43,18 @@ func (s *Store) relocate(ctx context.Context, id erasure.StripeID, info *metasto
 	}
 	s.log.Info("keepers did not help; asking the whole pool", "stripe", id.String())
 	return s.broadcast(ctx, keys.Blind, info, more)
+}
+
+// Holders asks a stripe's keepers where its shards are now; nil where none of
+// them tells.
+func (s *Store) Holders(ctx context.Context, id erasure.StripeID, info metastore.StripeInfo) ([]metastore.Holder, error) {
+	keys, err := s.Keys(id, info.Epoch, info.LockVersion)
+	if err != nil {
+		return nil, err
+	}
+	info.Holders = nil
+	adopt(&info, &copies{}, s.askKeepers(ctx, keys.Blind, &info))
+	return info.Holders, nil
 }
 
 // askKeepers returns the valid index records among twice as many keepers as
@@ -121,12 +135,17 @@ func adopt(info *metastore.StripeInfo, more *copies, records []*wire.IndexRecord
 			}
 		}
 	}
-	holders := make([]metastore.Holder, len(votes))
-	for i := range votes {
-		most := 0
-		for h, n := range votes[i] {
-			if n > most {
-				holders[i], most = h, n
+	// Of equals the one counts that has heard of more moves.
+	slices.SortStableFunc(records, func(a, b *wire.IndexRecord) int { return cmp.Compare(len(b.Moves), len(a.Moves)) })
+	holders, most := make([]metastore.Holder, len(votes)), make([]int, len(votes))
+	for _, r := range records {
+		if r.Version != newest {
+			continue
+		}
+		for _, told := range r.CurrentHolders() {
+			h := metastore.Holder{Primary: told.Primary, Mirror: told.Mirror}
+			if i := int(told.Index); i < len(votes) && votes[i][h] > most[i] {
+				holders[i], most[i] = h, votes[i][h]
 			}
 		}
 	}

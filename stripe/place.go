@@ -1,9 +1,11 @@
 package stripe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -187,7 +189,7 @@ func (s *Store) put(ctx context.Context, a putArgs, crc uint32, primary, mirror 
 
 // Publish hands the index records of stripes to their keepers and commits
 // their shards, one batched request per node and step. The nodes next in rank
-// stand in for keepers that do not answer. It sets IndexAcks, IndexKeepers and
+// stand in for keepers that are silent or do not take the record. It sets IndexAcks, IndexKeepers and
 // Complete in each Info, and fails if a stripe's record was not acknowledged by
 // as many as a majority of its keepers or too few shards were committed.
 func (s *Store) Publish(ctx context.Context, stripes []Placed) error {
@@ -210,6 +212,12 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 	}
 	records := make([]*wire.IndexRecord, len(stripes))
 	ranked := make([][]placement.NodeID, len(stripes)) // keepers, then those that stand in for silent ones
+	silent := make(map[placement.NodeID]int)
+	for _, m := range s.t.Members() {
+		if m.State != p2p.Alive {
+			silent[m.ID] = 1
+		}
+	}
 	first, second := make(map[placement.NodeID][]int), make(map[placement.NodeID][]int)
 	for i, p := range stripes {
 		keys, err := s.Keys(p.ID, p.Info.Epoch, p.Info.LockVersion)
@@ -221,21 +229,24 @@ func (s *Store) publish(ctx context.Context, stripes []Placed) error {
 		}
 		p.Info.IndexKeepers = len(s.keepers(keys.Blind, p.Info.M, p.Info.Mirrored, 1))
 		ranked[i] = s.keepers(keys.Blind, p.Info.M, p.Info.Mirrored, 2)
+		slices.SortStableFunc(ranked[i], func(a, b placement.NodeID) int { return cmp.Compare(silent[a], silent[b]) })
 		for _, id := range ranked[i][:p.Info.IndexKeepers] {
 			first[id] = append(first[id], i)
 		}
 	}
 	acks := s.putIndex(ctx, records, first)
 	for i, p := range stripes {
-		p.Info.IndexAcks, p.Info.Complete = acks[i], acks[i] == p.Info.IndexKeepers
-		if acks[i] < p.Info.IndexKeepers/2+1 {
+		p.Info.IndexAcks = acks[i]
+		if acks[i] < p.Info.IndexKeepers {
 			for _, id := range ranked[i][p.Info.IndexKeepers:] {
 				second[id] = append(second[id], i)
 			}
 		}
 	}
 	for i, n := range s.putIndex(ctx, records, second) {
-		stripes[i].Info.IndexAcks += n
+		info := stripes[i].Info
+		info.IndexAcks = min(info.IndexAcks+n, info.IndexKeepers)
+		info.Complete = info.IndexAcks == info.IndexKeepers
 	}
 	for _, p := range stripes {
 		if p.Info.IndexAcks < p.Info.IndexKeepers/2+1 {

@@ -186,7 +186,7 @@ func (s *Store) nodes(purpose metastore.Purpose, shardBytes int) []placement.Nod
 			ID: m.ID, Host: m.Host, Subnet: m.Subnet, Zone: m.Zone,
 			CapacityBytes: m.CapacityBytes, UsedBytes: m.UsedBytes,
 			LatencyMs: float64(m.RTT) / float64(time.Millisecond), Reputation: s.Reputation(m.ID),
-			Alive: m.State == p2p.Alive && (m.CapacityBytes == 0 || placement.ShardRoom(m.CapacityBytes, m.UsedBytes) >= need),
+			Alive: m.State == p2p.Alive && !m.Leaving() && (m.CapacityBytes == 0 || placement.ShardRoom(m.CapacityBytes, m.UsedBytes) >= need),
 		})
 	}
 	return nodes
@@ -214,12 +214,12 @@ func (s *Store) Reputation(node placement.NodeID) placement.Reputation {
 func seconds() float64 { return float64(time.Now().UnixMilli()) / 1e3 }
 
 // keepers returns the nodes that keep a stripe's index record: the highest
-// ranked among those not declared dead, factor times as many as there should
-// be.
+// ranked among those neither declared dead nor leaving, factor times as many as
+// there should be.
 func (s *Store) keepers(blind erasure.BlindID, m int, mirrored bool, factor int) []placement.NodeID {
 	var ids []placement.NodeID
 	for _, member := range s.t.Members() {
-		if member.Role == p2p.RoleNode && member.State != p2p.Dead {
+		if member.Role == p2p.RoleNode && member.State != p2p.Dead && !member.Leaving() {
 			ids = append(ids, member.ID)
 		}
 	}

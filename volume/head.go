@@ -221,11 +221,11 @@ func (p *publisher) laterDevice(ctx context.Context) (bool, error) {
 	return heads[address].GetSequence() > uint64(p.dev.Slot), nil
 }
 
-// headNodesOf returns the nodes that keep a head.
+// headNodesOf returns the nodes that keep a head: not those that are leaving.
 func headNodesOf(t p2p.Transport, address [32]byte) []placement.NodeID {
 	var ids []placement.NodeID
 	for _, m := range t.Members() {
-		if m.Role == p2p.RoleNode && m.State != p2p.Dead {
+		if m.Role == p2p.RoleNode && m.State != p2p.Dead && !m.Leaving() {
 			ids = append(ids, m.ID)
 		}
 	}

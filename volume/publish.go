@@ -63,6 +63,12 @@ type publisher struct {
 	yielded int             // bytes since the last yield; of the flush goroutine
 	dead    map[string]bool // nodes whose death has been dealt with; of the publisher's goroutine
 
+	// Of the publisher's goroutine, for noticeMoves:
+	away      map[string]bool   // nodes that were silent or leaving at the last turn
+	awaySince time.Time         // when all of them were last asked about
+	awayNext  time.Time         // no asking before, unless another node has gone
+	unasked   map[[16]byte]bool // stripes whose keepers are still to be asked
+
 	// Of the publisher's goroutine:
 	sequenceUsed uint64     // highest sequence that a head was or may have been sent with
 	newLog       bool       // the next head starts a log of its own
@@ -84,6 +90,7 @@ type publisher struct {
 	// made recoverable yet: of the running cut, and of cuts that failed.
 	unpublished map[[16]byte]struct{} // guarded by mu
 	lastErr     error                 // guarded by mu: why the last attempt failed
+	unmet       error                 // guarded by mu: why partial was not emptied in the last turn of tending
 	changedC    chan struct{}         // guarded by mu: closed and replaced at each progress
 	partial     map[[16]byte]bool     // guarded by mu: stripes whose policy is not met yet
 }
@@ -130,7 +137,7 @@ func (v *Volume) newPublisher(dev *Device, keys *keyring, stripes *stripe.Store,
 	p := &publisher{
 		v: v, dev: dev, keys: keys, stripes: stripes, t: t, policy: policy, pack: pack, log: v.log,
 		done: make(chan struct{}), kick: make(chan struct{}, 1), changedC: make(chan struct{}),
-		partial: make(map[[16]byte]bool), unpublished: make(map[[16]byte]struct{}),
+		partial: make(map[[16]byte]bool), unpublished: make(map[[16]byte]struct{}), unasked: make(map[[16]byte]bool),
 	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	state, err := v.db.Meta(metaHead)

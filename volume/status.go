@@ -94,6 +94,8 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 		s.Problem = (&lostError{p.lost}).Error()
 	case cs.DamagedReads > 0:
 		s.Problem = fmt.Sprintf("%d reads of this disk failed: unmount and run defs fsck --repair", cs.DamagedReads)
+	case len(p.partial) > 0 && p.unmet != nil:
+		s.Problem = p.unmet.Error()
 	}
 	p.mu.Unlock()
 	if head != nil {

@@ -7,7 +7,10 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/defs-fs/defs/metastore"
 	"github.com/defs-fs/defs/p2p"
@@ -20,6 +23,12 @@ const (
 	tendPause = 3 * time.Second
 	// tendFailuresMax ends a turn: the pool is not ready.
 	tendFailuresMax = 8
+	// awayAsksMax bounds the stripes whose keepers are asked in one turn where
+	// their shards are now, awayAsksAtOnce those asked together.
+	awayAsksMax    = 1024
+	awayAsksAtOnce = 16
+	// awayAskAgain is how long a node is away before its stripes' keepers are asked anew.
+	awayAskAgain = 5 * time.Minute
 )
 
 // tend looks after what is published: completes stripes and heads that some
@@ -39,6 +48,9 @@ func (p *publisher) tend(ctx context.Context) {
 	if err := p.noticeDeaths(); err != nil {
 		failed("stripes on dead nodes could not be listed", err)
 	}
+	if err := p.noticeMoves(ctx, over); err != nil {
+		failed("keepers could not be asked what has moved", err)
+	}
 	p.mu.Lock()
 	ids := slices.Collect(maps.Keys(p.partial)) // in an order of chance: no stripe holds the others up
 	headMissing := p.head != nil && (p.headNodes == 0 || p.headAcks < p.headNodes)
@@ -48,6 +60,14 @@ func (p *publisher) tend(ctx context.Context) {
 			failed("the head is not at every node yet", err)
 		}
 	}
+	var unmet error
+	defer func() {
+		if ctx.Err() == nil {
+			p.mu.Lock()
+			p.unmet = unmet
+			p.mu.Unlock()
+		}
+	}()
 	failures := 0
 	for _, id := range ids {
 		if over() || failures == tendFailuresMax {
@@ -55,6 +75,7 @@ func (p *publisher) tend(ctx context.Context) {
 		}
 		if err := p.mend(ctx, id); err != nil {
 			failures++
+			unmet = fmt.Errorf("not durable yet: of %d stripes that do not meet their policy, one has %w", len(ids), err)
 			failed("a stripe is not at its policy's target yet", err, "stripe", fmt.Sprintf("%x", id))
 		}
 	}
@@ -112,6 +133,106 @@ func (p *publisher) noticeDeaths() error {
 	}
 	p.dead = dead
 	return nil
+}
+
+// noticeMoves takes over what keepers say of stripes whose holders are silent or
+// leaving, and may have given their shards to others. The stripes are asked
+// about once for each time that a node goes away, and again every awayAskAgain;
+// those of a node that leaves, until it has given all away.
+func (p *publisher) noticeMoves(ctx context.Context, over func() bool) error {
+	away, leaving := make(map[string]bool), make(map[string]bool)
+	for _, m := range p.t.Members() {
+		if m.Role == p2p.RoleNode && m.State != p2p.Dead && (m.Leaving() || m.State != p2p.Alive) {
+			away[string(m.ID)] = true
+			leaving[string(m.ID)] = m.Leaving() && m.State == p2p.Alive
+		}
+	}
+	if now := time.Now(); now.Sub(p.awaySince) >= awayAskAgain {
+		p.away, p.awaySince = nil, now
+	}
+	names := func(holders []metastore.Holder, nodes map[string]bool) (n int) {
+		for _, h := range holders {
+			for _, node := range []string{h.Primary, h.Mirror} {
+				if nodes[node] {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	fresh := maps.Clone(away)
+	maps.DeleteFunc(fresh, func(node string, _ bool) bool { return p.away[node] })
+	if len(fresh) > 0 {
+		if err := p.v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
+			if !s.Condemned && names(s.Holders, fresh) > 0 {
+				p.unasked[id] = true
+			}
+			return true
+		}); err != nil {
+			return err
+		}
+	}
+	p.away = away
+	if len(fresh) == 0 && time.Now().Before(p.awayNext) {
+		return nil
+	}
+	p.awayNext = time.Now().Add(tendPause)
+
+	var mu sync.Mutex // guards what follows
+	var same [][16]byte
+	moved, silent := make(map[[16]byte]metastore.StripeInfo), 0
+	asked := 0
+	var g errgroup.Group
+	g.SetLimit(awayAsksAtOnce)
+	for id := range p.unasked {
+		mu.Lock()
+		enough := silent >= tendFailuresMax
+		mu.Unlock()
+		if enough || asked == awayAsksMax || over() {
+			break
+		}
+		info, err := p.v.db.Stripe(id)
+		before := names(info.Holders, away)
+		switch {
+		case errors.Is(err, metastore.ErrNotFound) || (err == nil && (info.Condemned || before == 0)):
+			delete(p.unasked, id)
+			continue
+		case err != nil:
+			return errors.Join(err, g.Wait())
+		case !info.Complete:
+			continue // it is mended first
+		}
+		asked++
+		g.Go(func() error {
+			holders, err := p.stripes.Holders(ctx, id, info)
+			if err != nil {
+				return err
+			}
+			now := metastore.StripeInfo{Holders: holders}
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case holders == nil:
+				silent++
+			case names(holders, leaving) > 0:
+				// It has not given the shard away yet. Who signed now could undo a move.
+			case names(holders, away) < before && now.Placed() >= info.Placed():
+				moved[id] = now
+			default:
+				same = append(same, id)
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	for _, id := range same {
+		delete(p.unasked, id)
+	}
+	for id, now := range moved {
+		p.learned(id, now)
+		delete(p.unasked, id)
+	}
+	return err
 }
 
 // mend brings one stripe to its policy's target.
