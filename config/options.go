@@ -64,7 +64,7 @@ type Options struct {
 
 	SuspectAfter time.Duration `koanf:"suspect-after" usage:"silence after which a peer is read around (default 30s)"`
 	DeadAfter    time.Duration `koanf:"dead-after" usage:"silence after which a peer's shards are made anew elsewhere (default 1h)"`
-	CopyAfter    time.Duration `koanf:"copy-after" usage:"silence after which a partner's shards are copied"`
+	CopyAfter    time.Duration `koanf:"copy-after" usage:"silence after which a partner's shards are copied (default 5m)"`
 	DialTimeout  time.Duration `koanf:"dial-timeout" usage:"longest wait for a connection"`
 
 	ReadOnly   bool `koanf:"read-only" usage:"refuse every change"`

@@ -126,21 +126,28 @@ func (a *app) run(root *cobra.Command, args []string) int {
 	if err == nil || errors.As(err, new(silentError)) {
 		return code
 	}
-	a.tellParent(err.Error())
+	text := inWords.Replace(err.Error())
+	a.tellParent(text)
 	if a.json {
 		json.NewEncoder(a.Err).Encode(struct {
 			Schema int    `json:"schema"`
 			Error  string `json:"error"`
 			Code   int    `json:"exit_code"`
-		}{control.Schema, err.Error(), code})
+		}{control.Schema, text, code})
 		return code
 	}
-	fmt.Fprintf(a.Err, "%s: %v\n", root.Name(), err)
+	fmt.Fprintf(a.Err, "%s: %s\n", root.Name(), text)
 	if code == exitUsage {
 		fmt.Fprintf(a.Err, "Try '%s --help'.\n", ran.CommandPath())
 	}
 	return code
 }
+
+// inWords says what the texts of Go's contexts mean to whoever typed a command.
+var inWords = strings.NewReplacer(
+	context.DeadlineExceeded.Error(), "the time for it is over",
+	context.Canceled.Error(), "it was interrupted",
+)
 
 // args makes a check of the number of arguments that ends with the code for usage.
 func args(least, most int) cobra.PositionalArgs {

@@ -47,6 +47,9 @@ K, and so does a pool with fewer nodes than the policy wants, later a smaller M.
 			}
 			defer func() { err = errors.Join(err, s.close()) }()
 			found, err := s.Inspect(cmd.Context(), what)
+			if what.Has("path") && control.CodeOf(err) == control.CodeNotFound {
+				return fmt.Errorf("%s is neither in a mount nor a path from the root of the volume", args[0])
+			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
