@@ -349,6 +349,42 @@ func TestFileOfTinyWrites(t *testing.T) {
 	wantContent(t, r.Volume, "log", make([]byte, lines*len(line)))
 }
 
+// TestStatusNamesMissingKeepers: what is not durable for want of keepers says so,
+// and no longer once they are there.
+func TestStatusNamesMissingKeepers(t *testing.T) {
+	pool := newTestPool(t, 3)
+	v := newTestVolume(t, pool, "slice:1+1")
+	if err := v.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var mute atomic.Bool
+	mute.Store(true)
+	v.open(t, &pooltest.Faulty{Transport: pool.device(t), Before: func(op string, id placement.NodeID) error {
+		if op == "put_index" && id == pool.ids[0] && mute.Load() {
+			return errors.New("no")
+		}
+		return nil
+	}})
+	v.put(t, "file", random(1000))
+	problem := func() string {
+		select {
+		case v.network.publisher.kick <- struct{}{}:
+		default:
+		}
+		s, err := v.Status(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Problem
+	}
+	until(t, "the status names the keepers", func() bool { return strings.Contains(problem(), "2 of 3 keepers") })
+	mute.Store(false)
+	wait(t, v.Volume)
+	if p := problem(); p != "" {
+		t.Errorf("durable, and yet: %s", p)
+	}
+}
+
 // TestCloseWhilePublishing: Close waits neither for peers that hang nor leaves
 // a goroutine behind.
 func TestCloseWhilePublishing(t *testing.T) {
