@@ -369,7 +369,7 @@ func (c *Client) Volume() *volume.Volume { return c.volume }
 func (c *Client) Members() []p2p.Member { return c.host.Members() }
 
 // settleMax bounds how long after New what is known of the nodes is of an earlier run.
-const settleMax = 4 * time.Second
+const settleMax = 2 * time.Second
 
 // WaitNodes returns when every storage node known has been heard in this run or could not be
 // reached, when there is nobody to hear, or when ctx ends; with none heard, only then.

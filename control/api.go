@@ -30,18 +30,19 @@ const Schema = 1
 
 // Status of a volume. Sizes are bytes.
 type Status struct {
-	Schema         int     `json:"schema"`
-	Volume         string  `json:"volume"` // its name
-	VolumeID       string  `json:"volume_id"`
-	Mounted        bool    `json:"mounted"`
-	Mountpoint     string  `json:"mountpoint,omitempty"`
-	Bytes          Bytes   `json:"bytes"`
-	Cache          Cache   `json:"cache"`
-	Journal        Journal `json:"journal"`
-	Pool           Pool    `json:"pool"`
-	Health         Health  `json:"health"`
-	SurvivesLosses Losses  `json:"survives_losses"`
-	Tasks          []Task  `json:"tasks"`
+	Schema         int      `json:"schema"`
+	Volume         string   `json:"volume"` // its name
+	VolumeID       string   `json:"volume_id"`
+	Mounted        bool     `json:"mounted"`
+	Mountpoint     string   `json:"mountpoint,omitempty"`
+	Bytes          Bytes    `json:"bytes"`
+	Cache          Cache    `json:"cache"`
+	Journal        Journal  `json:"journal"`
+	Pool           Pool     `json:"pool"`
+	Health         Health   `json:"health"`
+	SurvivesLosses Losses   `json:"survives_losses"`
+	Tasks          []Task   `json:"tasks"`
+	NotDurable     []string `json:"not_durable"` // why not everything is durable, in words; none when it is
 	// Head is the sequence number of the newest published head; 0 for none.
 	Head      uint64     `json:"head"`
 	Published *time.Time `json:"published,omitempty"`
@@ -76,7 +77,7 @@ type Pool struct {
 	Hosts int `json:"hosts"`
 }
 
-// Health counts stripes: all, those with fewer shards than they should have,
+// Health counts stripes: all, those with fewer shards or keepers than they should have,
 // those that cannot be read until a silent node answers again, and those with
 // fewer shards than are needed.
 type Health struct {
@@ -140,12 +141,13 @@ type Inspection struct {
 
 // File is where the bytes of a file are.
 type File struct {
-	Ino     uint64   `json:"ino"`
-	Bytes   uint64   `json:"bytes"`
-	State   string   `json:"state"`
-	Policy  string   `json:"policy"` // by which new content is placed: its directory's, or the volume's
-	Extents []Extent `json:"extents"`
-	Stripes []Stripe `json:"stripes"`
+	Ino        uint64   `json:"ino"`
+	Bytes      uint64   `json:"bytes"`
+	State      string   `json:"state"`
+	Policy     string   `json:"policy"`                // by which new content is placed: its directory's, or the volume's
+	NotDurable []string `json:"not_durable,omitempty"` // where State is not durable: why the volume is not
+	Extents    []Extent `json:"extents"`
+	Stripes    []Stripe `json:"stripes"`
 }
 
 // Extent is a run of a file.
@@ -172,8 +174,9 @@ type Stripe struct {
 	Epoch          uint32  `json:"epoch"`
 	Keepers        string  `json:"keepers"` // acknowledged/asked
 	ShardsAlive    int     `json:"shards_alive"`
-	SurvivesLosses int     `json:"survives_losses"` // of nodes; -1 when lost already
-	Health         string  `json:"health"`          // whole, degraded or lost
+	SurvivesLosses int     `json:"survives_losses"`  // of nodes; -1 when lost already
+	Health         string  `json:"health"`           // whole, degraded, out of reach or lost
+	Reason         string  `json:"reason,omitempty"` // why it is not whole
 	Shards         []Shard `json:"shards"`
 }
 

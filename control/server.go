@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"github.com/defs-fs/defs"
 	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/placement"
@@ -142,6 +144,7 @@ func (s *Server) render(st volume.Status) Status {
 		Health:         Health{st.Stripes, st.Degraded, st.Unreachable, st.Lost},
 		SurvivesLosses: Losses{max(st.SurvivesNodes, 0), max(st.SurvivesHosts, 0)},
 		Tasks:          []Task{},
+		NotDurable:     notDurable(st),
 		Head:           st.Head, Problem: st.Problem, ReadOnly: st.ReadOnly,
 	}
 	if s.mount != nil {
@@ -154,6 +157,18 @@ func (s *Server) render(st volume.Status) Status {
 		out.Tasks = append(out.Tasks, Task(t))
 	}
 	return out
+}
+
+// notDurable are the reasons for which something is not durable.
+func notDurable(st volume.Status) []string {
+	reasons := []string{}
+	switch waiting := st.Journaled + st.Queued; {
+	case waiting > 0:
+		reasons = append(reasons, humanize.IBytes(uint64(waiting))+" are not published yet")
+	case st.Unpublished:
+		reasons = append(reasons, "changes of names or attributes are not published yet")
+	}
+	return append(reasons, st.Shortfalls...)
 }
 
 func (s *Server) peers(*http.Request) (Peers, error) {
@@ -339,6 +354,13 @@ func (s *Server) file(ctx context.Context, ino volume.Ino) (File, error) {
 		}
 		out.Stripes = append(out.Stripes, stripe)
 	}
+	if state != volume.StateDurable {
+		st, err := v.Status(ctx)
+		if err != nil {
+			return File{}, err
+		}
+		out.NotDurable = notDurable(st)
+	}
 	return out, nil
 }
 
@@ -354,16 +376,10 @@ func (s *Server) stripe(ctx context.Context, text string) (Stripe, error) {
 	out := Stripe{
 		ID: view.ID, Purpose: view.Purpose, K: view.K, M: view.M, ShardBytes: view.ShardBytes, UsedBytes: view.UsedBytes,
 		LiveBytes: view.LiveBytes, Mirrored: view.Mirrored, Complete: view.Complete, Epoch: view.Epoch, Keepers: view.Keepers,
-		ShardsAlive: view.ShardsAlive, SurvivesLosses: view.SurvivesLoss, Health: "whole", Shards: []Shard{},
+		ShardsAlive: view.ShardsAlive, SurvivesLosses: view.SurvivesLoss, Health: view.Health, Reason: view.Reason, Shards: []Shard{},
 	}
 	for _, sh := range view.Shards {
 		out.Shards = append(out.Shards, Shard{view.ID, sh.Index, sh.Primary, sh.PrimaryState, sh.Mirror, sh.MirrorState})
-		if sh.PrimaryState != "alive" || view.Mirrored && sh.MirrorState != "alive" {
-			out.Health = "degraded"
-		}
-	}
-	if view.ShardsAlive < view.K {
-		out.Health = "lost"
 	}
 	return out, nil
 }

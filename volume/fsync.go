@@ -51,7 +51,7 @@ func (v *Volume) Fsync(ctx context.Context, ino Ino) error {
 	}
 	bounded, cancel := context.WithTimeoutCause(ctx, v.recoverableWait, errPeersLate)
 	defer cancel()
-	err = v.network.publisher.await(bounded, nil, func(p *publisher) bool { return p.covers(change) })
+	err = v.network.publisher.await(bounded, nil, func(p *publisher) bool { return p.covers(change) }, nil)
 	if err != nil && context.Cause(bounded) == errPeersLate {
 		err = &Error{Op: op, Kind: TimedOut, Ino: ino, Err: fmt.Errorf("%w: %w", errPeersLate, err)}
 	}

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/defs-fs/defs/metastore"
-	"github.com/defs-fs/defs/p2p"
 	"github.com/defs-fs/defs/placement"
 )
 
@@ -35,13 +34,18 @@ type Status struct {
 	Nodes, Hosts int // alive
 
 	Stripes     int
-	Degraded    int // with fewer shards alive than the policy wants
+	Degraded    int // with fewer shards, mirrors or keepers than the policy wants, or with holders that do not answer
 	Unreachable int // with fewer than k alive, and k or more not declared dead
 	Lost        int // with fewer than k that are not declared dead
 
 	// What can be lost without losing recoverable data: the least over data,
 	// log, index and heads. -1 while nothing is published.
 	SurvivesNodes, SurvivesHosts int
+
+	// Unpublished says that the newest head does not cover every change.
+	// Shortfalls are why what it covers is not durable, in words; none when it is.
+	Unpublished bool
+	Shortfalls  []string
 
 	Head      uint64 // sequence of the last published head
 	Published time.Time
@@ -86,7 +90,8 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	head, cutTotal, cutPlaced, uncovered := p.head, p.cutTotal, p.cutPlaced, p.uncovered
 	s.Head = p.sequence
 	headWhole := p.headNodes > 0 && p.headAcks == p.headNodes
-	headAcks := p.headAcks
+	headAcks, headNodes := p.headAcks, p.headNodes
+	s.Unpublished = !p.covers(v.lastChange.Load())
 	switch {
 	case p.lastErr != nil:
 		s.Problem = p.lastErr.Error()
@@ -111,11 +116,13 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	if head == nil && !p.dev.recovered() {
 		s.Queued, covered = s.Queued+covered, 0
 	}
-	incomplete, err := v.measureStripes(&s, head != nil, headAcks)
+	short := &shortfall{members: v.network.members(), silentNodes: make(map[placement.NodeID]bool)}
+	incomplete, logWhole, err := v.measureStripes(&s, short, head != nil, headAcks)
 	if err != nil {
 		return s, err
 	}
-	if headWhole {
+	s.Shortfalls = short.words(headAcks, headNodes, head != nil, v.clock())
+	if headWhole && logWhole {
 		s.Recoverable = min(incomplete, covered)
 	} else {
 		s.Recoverable = covered
@@ -125,84 +132,59 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 }
 
 // measureStripes fills in health and survivable losses, and returns the live
-// bytes in stripes that do not meet their policy.
-func (v *Volume) measureStripes(s *Status, published bool, headAcks int) (incomplete int64, err error) {
-	state := make(map[placement.NodeID]p2p.Member)
+// bytes in stripes that are not whole, and whether the log's are.
+func (v *Volume) measureStripes(s *Status, short *shortfall, published bool, headAcks int) (incomplete int64, logWhole bool, err error) {
 	hosts := make(map[string]bool)
-	for _, m := range v.network.transport.Members() {
-		if m.Role != p2p.RoleNode {
-			continue
-		}
-		state[m.ID] = m
+	for _, m := range short.members {
 		if m.Answers() {
 			s.Nodes++
 			hosts[m.Host] = true
 		}
 	}
 	s.Hosts = len(hosts)
-	hostOf := func(id placement.NodeID) string { return state[id].Host }
+	hostOf := func(id placement.NodeID) string { return short.members[id].Host }
 	nodes, onHosts := 1<<30, 1<<30
+	logWhole = true
 	var partial [][16]byte
 	if err := v.db.Stripes(func(id [16]byte, info metastore.StripeInfo) bool {
 		if info.Condemned {
 			return true
 		}
 		s.Stripes++
-		if !info.Complete {
-			partial = append(partial, id)
-		}
-		var pairs []placement.Pair // of live holders
-		missing, silent := false, 0
-		for _, h := range info.Holders {
-			a, b := placement.NodeID(h.Primary), placement.NodeID(h.Mirror)
-			aliveA, aliveB := isAlive(state, a), isAlive(state, b)
-			missing = missing || !aliveA || (info.Mirrored && !aliveB)
-			switch {
-			case aliveA && aliveB:
-				pairs = append(pairs, placement.Pair{Primary: a, Mirror: b})
-			case aliveA:
-				pairs = append(pairs, placement.Pair{Primary: a})
-			case aliveB:
-				pairs = append(pairs, placement.Pair{Primary: b})
-			case mayReturn(state, a) || mayReturn(state, b):
-				silent++
+		now := short.members.stripe(&info)
+		if !now.whole() {
+			short.add(&info, now)
+			if info.Purpose == metastore.PurposeLog {
+				logWhole = false
+			} else {
+				partial = append(partial, id)
 			}
 		}
 		switch {
-		case len(pairs) < info.K && len(pairs)+silent >= info.K:
+		case now.health == HealthUnreachable:
 			s.Unreachable++
-		case len(pairs) < info.K:
+		case now.health == HealthLost:
 			s.Lost++
-		case missing:
+		case now.health == HealthDegraded && (len(now.away) > 0 || info.IndexAcks > 0): // else it is just being placed
 			s.Degraded++
 		}
-		n, h := placement.SurvivesLosses(pairs, info.K, hostOf)
+		n, h := placement.SurvivesLosses(now.pairs, info.K, hostOf)
 		// Of the keepers one must remain, as must one holder of the head.
 		n = min(n, max(info.IndexAcks-1, 0))
 		nodes, onHosts = min(nodes, n), min(onHosts, h)
 		return true
 	}); err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	if published && s.Stripes > 0 {
 		s.SurvivesNodes, s.SurvivesHosts = max(min(nodes, headAcks-1), 0), max(min(onHosts, s.Hosts-1), 0)
 	}
 	for _, id := range partial {
 		if err := v.db.References(id, func(r metastore.Reference) bool { incomplete += int64(r.Len); return true }); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 	}
-	return incomplete, nil
-}
-
-// mayReturn says that a node is silent and not declared dead.
-func mayReturn(members map[placement.NodeID]p2p.Member, id placement.NodeID) bool {
-	return id != "" && members[id].State != p2p.Dead
-}
-
-func isAlive(members map[placement.NodeID]p2p.Member, id placement.NodeID) bool {
-	m, ok := members[id]
-	return ok && m.Answers()
+	return incomplete, logWhole, nil
 }
 
 // lostError says that so many bytes are neither readable on this disk nor with
@@ -214,8 +196,7 @@ func (e *lostError) Error() string {
 }
 
 // WaitDurable publishes what is there and returns when everything that was
-// acknowledged before the call is durable: in a head that all its nodes hold,
-// on stripes that meet their policy. progress, if not nil, is called with
+// acknowledged before the call is durable, as Status counts it. progress, if not nil, is called with
 // fresh figures now and then. The error is ctx's when that ends first, and
 // tells of bytes that nobody can read any more.
 func (v *Volume) WaitDurable(ctx context.Context, progress func(Status)) error {
@@ -225,14 +206,18 @@ func (v *Volume) WaitDurable(ctx context.Context, progress func(Status)) error {
 	want := v.lastChange.Load()
 	return v.network.publisher.await(ctx, progress, func(p *publisher) bool {
 		return p.covers(want) && len(p.partial) == 0 && p.headNodes > 0 && p.headAcks == p.headNodes
+	}, func() (bool, error) {
+		s, err := v.Status(ctx)
+		return len(s.Shortfalls) == 0, err
 	})
 }
 
 // covers says whether the last head covers a change. Called with mu held.
 func (p *publisher) covers(change uint64) bool { return p.head != nil && p.head.GetCut() >= change }
 
-// await publishes until done, which is called with mu held. See WaitDurable for progress and errors.
-func (p *publisher) await(ctx context.Context, progress func(Status), done func(*publisher) bool) error {
+// await publishes until done, which is called with mu held, and then, without mu, also,
+// if not nil. See WaitDurable for progress and errors.
+func (p *publisher) await(ctx context.Context, progress func(Status), done func(*publisher) bool, also func() (bool, error)) error {
 	p.waiters.Add(1)
 	defer p.waiters.Add(-1)
 	tick := time.NewTicker(500 * time.Millisecond)
@@ -242,6 +227,12 @@ func (p *publisher) await(ctx context.Context, progress func(Status), done func(
 		ended := done(p)
 		changed, lastErr, lost := p.changedC, p.lastErr, p.lost
 		p.mu.Unlock()
+		if ended && also != nil {
+			var err error
+			if ended, err = also(); err != nil {
+				return err
+			}
+		}
 		if ended && lost > 0 {
 			return wrap("wait", 0, &lostError{lost})
 		}
@@ -284,28 +275,46 @@ func (v *Volume) FileState(ctx context.Context, ino Ino) (string, error) {
 	}
 	p := v.network.publisher
 	p.mu.Lock()
-	cut, none := p.head.GetCut(), p.head == nil
+	head := p.head
 	running := p.cutTotal > 0
-	whole := p.headNodes > 0 && p.headAcks == p.headNodes
+	base := StateDurable
+	if p.headNodes == 0 || p.headAcks < p.headNodes {
+		base = StateRecoverable
+	}
 	p.mu.Unlock()
-	state := StateDurable
-	switch {
-	case none:
+	members := v.network.members()
+	whole := func(id [16]byte) bool {
+		info, err := v.db.Stripe(id)
+		return err == nil && members.stripe(&info).whole()
+	}
+	for _, s := range head.GetSegments() {
+		if base == StateDurable && !whole([16]byte(s.Id)) {
+			base = StateRecoverable
+		}
+	}
+	// Of a recovered volume another device's head covers what it has placed.
+	covered := func(e metastore.Extent) bool {
+		if e.Seq <= head.GetCut() {
+			return true
+		}
+		info, err := v.db.Stripe(e.Remote.Stripe)
+		return err == nil && p.dev.recovered() && info.CreatedSeq == metastore.CreatedElsewhere
+	}
+	state := base
+	if head == nil && !p.dev.recovered() {
 		state = StateJournaled
-	case !whole:
-		state = StateRecoverable
 	}
 	err := v.db.Extents(ino, 0, 1<<63, func(e metastore.Extent) bool {
 		switch {
-		case !e.HasRemote || e.Seq > cut:
+		case !e.HasRemote:
 			if state = StateJournaled; running {
 				state = StateQueued
 			}
 			return false
-		case state == StateDurable:
-			if info, err := v.db.Stripe(e.Remote.Stripe); err != nil || !info.Complete {
-				state = StateRecoverable
-			}
+		case !covered(e):
+			state = StateQueued // at the nodes already, for the next head
+		case state == StateDurable && !whole(e.Remote.Stripe):
+			state = StateRecoverable
 		}
 		return true
 	})
@@ -333,6 +342,8 @@ type StripeView struct {
 	Epoch        uint32
 	Keepers      string // acknowledged/asked
 	ShardsAlive  int
+	Health       string // HealthWhole and so on
+	Reason       string // why it is not whole; "" when it is
 	Shards       []ShardPlace
 	SurvivesLoss int // nodes
 }
@@ -385,31 +396,26 @@ func (v *Volume) InspectStripe(ctx context.Context, id [16]byte) (StripeView, er
 	if info.Purpose == metastore.PurposeLog {
 		view.Purpose = "log"
 	}
-	state := make(map[string]p2p.Member)
+	state := make(members)
 	if v.network != nil {
-		for _, m := range v.network.transport.Members() {
-			state[string(m.ID)] = m
-		}
+		state = v.network.members()
 	}
 	name := func(id string) string {
 		if id == "" {
 			return ""
 		}
-		m, ok := state[id]
+		m, ok := state[placement.NodeID(id)]
 		if !ok {
 			return "unknown"
 		}
 		return m.Standing()
 	}
-	var pairs []placement.Pair
+	now := state.stripe(&info)
 	for i, h := range info.Holders {
 		view.Shards = append(view.Shards, ShardPlace{i, h.Primary, h.Mirror, name(h.Primary), name(h.Mirror)})
-		if name(h.Primary) == "alive" || name(h.Mirror) == "alive" {
-			view.ShardsAlive++
-			pairs = append(pairs, placement.Pair{Primary: placement.NodeID(h.Primary), Mirror: placement.NodeID(h.Mirror)})
-		}
 	}
-	view.SurvivesLoss, _ = placement.SurvivesLosses(pairs, info.K, func(placement.NodeID) string { return "" })
+	view.Health, view.Reason, view.ShardsAlive = now.health, state.reason(&info, now, v.clock()), len(now.pairs)
+	view.SurvivesLoss, _ = placement.SurvivesLosses(now.pairs, info.K, func(placement.NodeID) string { return "" })
 	err = v.db.References(id, func(r metastore.Reference) bool { view.LiveBytes += int64(r.Len); return true })
 	return view, err
 }

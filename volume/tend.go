@@ -84,9 +84,9 @@ func (p *publisher) tend(ctx context.Context) {
 	}
 }
 
-// noticeDeaths marks the stripes that have lost a shard with nodes declared
-// dead, once for each set of dead nodes. A mirrored shard is copied by the
-// partner that is left, and lost with both.
+// noticeDeaths marks the stripes that have lost a shard, or a copy of one, with nodes
+// declared dead, once for each set of dead nodes. A mirrored shard is copied by the
+// partner that is left, long before; where, the keepers tell.
 func (p *publisher) noticeDeaths() error {
 	dead := make(map[string]bool)
 	for _, m := range p.t.Members() {
@@ -100,7 +100,7 @@ func (p *publisher) noticeDeaths() error {
 	var hit [][16]byte
 	if err := p.v.db.Stripes(func(id [16]byte, s metastore.StripeInfo) bool {
 		for _, h := range s.Holders {
-			if dead[h.Primary] && (h.Mirror == "" || dead[h.Mirror]) && !s.Condemned {
+			if (dead[h.Primary] || dead[h.Mirror]) && !s.Condemned {
 				hit = append(hit, id)
 				break
 			}

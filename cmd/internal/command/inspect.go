@@ -93,6 +93,9 @@ func writeInspection(out io.Writer, found control.Inspection) {
 	case found.File != nil:
 		f := found.File
 		fmt.Fprintf(w, "inode %d, %s, %s, policy %s\n", f.Ino, size(f.Bytes), f.State, f.Policy)
+		for _, reason := range f.NotDurable {
+			fmt.Fprintf(w, "not durable: %s\n", reason)
+		}
 		for _, e := range f.Extents {
 			where := "on this disk alone"
 			if e.Stripe != "" {
@@ -118,8 +121,15 @@ func writeStripe(w io.Writer, s control.Stripe) {
 	if s.Mirrored {
 		kind += ", mirrored"
 	}
-	fmt.Fprintf(w, "stripe %s: %s, %d+%d shards of %s, %s used, %s live, epoch %d, keepers %s, %s, survives the loss of %s\n",
-		s.ID, kind, s.K, s.M, size(s.ShardBytes), size(s.UsedBytes), size(s.LiveBytes), s.Epoch, s.Keepers, s.Health, plural(s.SurvivesLosses, "node"))
+	health := s.Health
+	if s.SurvivesLosses >= 0 {
+		health += ", survives the loss of " + plural(s.SurvivesLosses, "node")
+	}
+	if s.Reason != "" {
+		health += ": " + s.Reason
+	}
+	fmt.Fprintf(w, "stripe %s: %s, %d+%d shards of %s, %s used, %s live, epoch %d, keepers %s, %s\n",
+		s.ID, kind, s.K, s.M, size(s.ShardBytes), size(s.UsedBytes), size(s.LiveBytes), s.Epoch, s.Keepers, health)
 	for _, sh := range s.Shards {
 		writeShard(w, sh)
 	}

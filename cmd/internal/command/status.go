@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -45,7 +46,7 @@ func (a *app) statusCommand() *cobra.Command {
 				return silentError(exitFailed)
 			case st.Health.Degraded+st.Health.Unreachable > 0:
 				return silentError(exitDegraded)
-			case st.Bytes.Journaled+st.Bytes.Queued+st.Bytes.Recoverable > 0:
+			case st.Bytes.Journaled+st.Bytes.Queued+st.Bytes.Recoverable > 0 || len(st.NotDurable) > 0:
 				return silentError(exitNotDurable)
 			}
 			return nil
@@ -75,6 +76,9 @@ func writeStatus(out io.Writer, s control.Status) {
 	row("pool", "%s on %s alive", plural(s.Pool.Nodes, "node"), plural(s.Pool.Hosts, "host"))
 	row("stripes", "%d, %d degraded, %d out of reach, %d lost", s.Health.Stripes, s.Health.Degraded, s.Health.Unreachable, s.Health.Lost)
 	row("survives", "the loss of %s, or %s", plural(s.SurvivesLosses.Nodes, "node"), plural(s.SurvivesLosses.Hosts, "host"))
+	for _, reason := range s.NotDurable {
+		row("not durable", "%s", reason)
+	}
 	if s.Published != nil {
 		row("published", "%s", humanize.Time(*s.Published))
 	}
@@ -135,19 +139,37 @@ func (a *app) waitCommand() *cobra.Command {
 	return cmd
 }
 
-// waitDurable shows a bar while it waits, if somebody watches.
+// tellAfter is how long protection may be missing before a command that waits says why.
+const tellAfter = 5 * time.Second
+
+// waitDurable shows a bar while it waits, if somebody watches, and tells once
+// what it waits for when that is not the bytes themselves.
 func (a *app) waitDurable(ctx context.Context, client *control.Client) error {
-	var last control.Status
-	show := func(s control.Status) { last = s }
+	var out io.Writer = a.Err
+	var published time.Time // when only protection was first seen to be missing
+	told := false
+	tell := func(s control.Status) {
+		switch {
+		case s.Bytes.Journaled+s.Bytes.Queued > 0:
+			published = time.Time{}
+		case published.IsZero():
+			published = time.Now()
+		case !told && len(s.NotDurable) > 0 && time.Since(published) > tellAfter:
+			told = true
+			fmt.Fprintf(out, "still waiting: %s\n", strings.Join(s.NotDurable, "; "))
+		}
+	}
+	show := tell
 	var bars *mpb.Progress
 	if isTerminal(a.Err) {
 		bars = mpb.New(mpb.WithOutput(a.Err), mpb.WithWidth(50))
+		out = bars
 		bar := bars.AddBar(0,
 			mpb.PrependDecorators(decor.Name("durable "), decor.CountersKibiByte("% .1f / % .1f")),
 			mpb.AppendDecorators(decor.Percentage()),
 		)
 		show = func(s control.Status) {
-			last = s
+			tell(s)
 			// Two steps for each byte: placed, and in a head.
 			done, total := s.Bytes.Durable, s.Bytes.Journaled+s.Bytes.Queued+s.Bytes.Recoverable+s.Bytes.Durable
 			for _, t := range s.Tasks {
@@ -166,13 +188,27 @@ func (a *app) waitDurable(ctx context.Context, client *control.Client) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		var problem string
-		if last.Problem != "" {
-			problem = " (" + last.Problem + ")"
-		}
-		return fmt.Errorf("not yet durable, %s are missing%s: %w", size(last.Bytes.Journaled+last.Bytes.Queued+last.Bytes.Recoverable), problem, err)
+		return &exitError{exitTimeout, fmt.Errorf("not yet durable when the time was over: %s", a.whyNotDurable(ctx, client))}
 	case ctx.Err() != nil:
 		return &exitError{exitNotDurable, fmt.Errorf("not yet durable: %w", err)}
 	}
 	return err
+}
+
+// whyNotDurable asks for the reasons, after the time to wait is over.
+func (a *app) whyNotDurable(ctx context.Context, client *control.Client) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), mountAnswerTimeout)
+	defer cancel()
+	st, err := client.Status(ctx)
+	if err != nil {
+		return "the process that has the volume open does not tell why"
+	}
+	reasons := st.NotDurable
+	if st.Problem != "" {
+		reasons = append(reasons, st.Problem)
+	}
+	if len(reasons) == 0 {
+		return "it has become so since"
+	}
+	return strings.Join(reasons, "; ")
 }
