@@ -288,7 +288,7 @@ func (c *cluster) waitRecoverable(timeout time.Duration) {
 // dropCache removes every clean local byte.
 func (c *cluster) dropCache() error {
 	return c.control(30*time.Second, func(ctx context.Context, client *control.Client) error {
-		_, err := client.DropCache(ctx, false)
+		_, err := client.DropCache(ctx, true)
 		return err
 	})
 }
