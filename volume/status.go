@@ -73,7 +73,7 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 		s.ReadOnly = err.Error()
 	}
 	v.mu.Lock()
-	total := int64(v.usage.bytes)
+	total, empty := int64(v.usage.bytes), v.usage.inodes <= 1
 	v.mu.Unlock()
 	if v.network == nil {
 		s.Journaled = total
@@ -91,7 +91,8 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	s.Head = p.sequence
 	headWhole := p.headNodes > 0 && p.headAcks == p.headNodes
 	headAcks, headNodes := p.headAcks, p.headNodes
-	s.Unpublished = !p.covers(v.lastChange.Load())
+	// A volume that is empty and was never published has nothing to lose.
+	s.Unpublished = !p.covers(v.lastChange.Load()) && !(empty && p.head == nil)
 	switch {
 	case p.lastErr != nil:
 		s.Problem = p.lastErr.Error()
