@@ -188,7 +188,7 @@ func (a *app) waitDurable(ctx context.Context, client *control.Client) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return &exitError{exitTimeout, fmt.Errorf("not yet durable when the time was over: %s", a.whyNotDurable(ctx, client))}
+		return &exitError{exitTimeout, fmt.Errorf("not yet durable, %s: the time for it is over", a.whyNotDurable(ctx, client))}
 	case ctx.Err() != nil:
 		return &exitError{exitNotDurable, fmt.Errorf("not yet durable: %w", err)}
 	}
