@@ -81,7 +81,7 @@ func TestDrainAndScrub(t *testing.T) {
 }
 
 // The owner's device learns where a drained node has put its shards, counts on
-// it for nothing more, and so does a machine that has been recovered since.
+// it for nothing more.
 func TestOwnerLearnsOfADrain(t *testing.T) {
 	const nodes = 8
 	c := newCluster(t, "4+2", nodes)
