@@ -132,6 +132,11 @@ func (n *Node) challenge(ctx context.Context, id placement.NodeID, m *wire.Manif
 		if !n.stillHolder(ctx, id, key) {
 			return 0, false // it has moved, or its owner has deleted it
 		}
+		if _, deleted, err := n.askHolder(ctx, id, []shardstore.Key{key}); err == nil && deleted[0] {
+			// The index record here is older than that; the next round of repairs finds out whether the other holders
+			// say the same, and has the shard made anew if they do not.
+			return 0, false
+		}
 		outcome = placement.Lost
 	default:
 		outcome = placement.Lost

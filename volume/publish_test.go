@@ -365,6 +365,7 @@ func TestStatusNamesMissingKeepers(t *testing.T) {
 		}
 		return nil
 	}})
+	defer v.Close(ctx)
 	v.put(t, "file", random(1000))
 	problem := func() string {
 		select {
