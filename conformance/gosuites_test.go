@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -51,13 +50,17 @@ func (m runMode) goSuites() (outcomes []outcome, err error) {
 		skip = append(skip, "^"+name+"$")
 	}
 	slices.Sort(skip)
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return outcomes, fmt.Errorf("go env: %w", err)
+	}
 	for _, pkg := range goSuites {
 		dir := filepath.Join(m.mountpoint(), "go-"+strings.ReplaceAll(pkg, "/", "-"))
 		if err := as(u, m.mountpoint(), func() error { return os.Mkdir(dir, 0o755) }); err != nil {
 			return outcomes, err
 		}
 		cmd := exec.Command(suiteFile(m.Tests, pkg), "-test.v", "-test.short", "-test.timeout=10m", "-test.skip="+strings.Join(skip, "|"))
-		cmd.Dir = filepath.Join(runtime.GOROOT(), "src", pkg)
+		cmd.Dir = filepath.Join(strings.TrimSpace(string(goroot)), "src", pkg)
 		cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential(), Pdeathsig: syscall.SIGKILL}
 		out, ended := cmd.CombinedOutput()

@@ -321,10 +321,8 @@ func (f *flusher) add(c *chunk, policy erasure.Policy, data []byte) error {
 		}
 		return nil
 	}
-	stored, compressed := data, false
-	if packed, ok := f.p.pack.Compress(nil, data); ok {
-		stored, compressed = packed, true
-	} else {
+	stored, compressed := f.p.pack.Compress(nil, data)
+	if !compressed {
 		stored = append([]byte(nil), data...)
 	}
 	for {
