@@ -51,15 +51,7 @@ func (f *coldFiles) content(i int) []byte {
 // read reads one file past the kernel's cache and compares.
 func (f *coldFiles) read(i int) error {
 	want := f.content(i)
-	file, err := os.Open(f.path(i))
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if err := forgetPages(file); err != nil {
-		return err
-	}
-	got, err := io.ReadAll(file)
+	got, err := readStored(f.path(i))
 	if err != nil {
 		return err
 	}

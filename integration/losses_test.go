@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -139,15 +138,7 @@ func (c *cluster) readAll(files map[string][]byte) (failed []error) {
 
 // readSame compares a file with what it should be, without the kernel's help.
 func readSame(path string, want []byte) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := forgetPages(f); err != nil {
-		return err
-	}
-	got, err := io.ReadAll(f)
+	got, err := readStored(path)
 	if err == nil && !bytes.Equal(got, want) {
 		err = errors.New("other bytes")
 	}

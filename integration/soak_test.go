@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -135,15 +134,7 @@ func (f *soakFile) content() []byte {
 }
 
 func (f *soakFile) compare(path string) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	if err := forgetPages(file); err != nil {
-		return err
-	}
-	got, err := io.ReadAll(file)
+	got, err := readStored(path)
 	if err != nil {
 		return err
 	}

@@ -185,7 +185,7 @@ func TestReturnedHolder(t *testing.T) {
 		}
 	}
 	right := p.holders(s, false)
-	time.Sleep(time.Second) // the copy's age is known to a second
+	time.Sleep(time.Second) // a list has to be younger than the copy, whose age is known to a second
 	// A list of nodes that hold nothing lets nobody drop anything.
 	wrong := right[1].Primary
 	for i := range 8 {
